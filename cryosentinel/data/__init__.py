@@ -1,0 +1,1 @@
+"""What a chip is and where it comes from: codecs, splits, statistics, the simulator, ingest."""

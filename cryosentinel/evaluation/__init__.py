@@ -1,0 +1,1 @@
+"""Predictions to numbers: per-chip score histograms, metrics, the label-noise audit."""

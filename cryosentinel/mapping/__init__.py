@@ -1,0 +1,1 @@
+"""Weights to maps: prediction over scenes, lakes as vectors."""

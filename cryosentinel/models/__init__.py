@@ -1,0 +1,1 @@
+"""Arrays to logits: the segmenter, test-time augmentation, soups and checkpoints."""

@@ -1,0 +1,1 @@
+"""Chips to weights: losses, optimiser, task, callbacks."""
