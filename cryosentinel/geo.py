@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def utm_epsg(lat: float, lon: float) -> int:
-    """EPSG code of the UTM zone (WGS 84) that holds a point; the exceptions of Norway and Svalbard do not matter here."""
+    """EPSG code of the UTM zone (WGS 84) that holds a point. Norway's and Svalbard's exceptions do not matter here."""
     zone = int((lon + 180.0) // 6.0) % 60 + 1
     return (32600 if lat >= 0 else 32700) + zone
 

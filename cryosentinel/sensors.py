@@ -102,11 +102,12 @@ class Statistics:
             InputError: a modality is unknown, or a list is missing or of the wrong length.
         """
         try:
-            return cls({m: tuple(v["means"]) for m, v in value.items()}, {m: tuple(v["stds"]) for m, v in value.items()})
+            return cls(
+                {m: tuple(v["means"]) for m, v in value.items()}, {m: tuple(v["stds"]) for m, v in value.items()}
+            )
         except (AttributeError, KeyError, TypeError):
             raise InputError(
-                'The statistics must have the form {"S2L2A": {"means": [...], "stds": [...]}, ...}; '
-                "compute them again."
+                'The statistics must have the form {"S2L2A": {"means": [...], "stds": [...]}, ...}; compute them again.'
             ) from None
 
     @classmethod

@@ -1,0 +1,5 @@
+import sys
+
+from cryosentinel.cli import main
+
+sys.exit(main())

@@ -1,0 +1,134 @@
+"""The study runs the notebooks, in order, into the book. What they compute is in :mod:`cryosentinel.stages`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
+from cryosentinel.files import replacing, sha256
+from cryosentinel.stages import Study, project_root
+
+NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations")
+
+
+def notebook_parameters(name: str) -> dict[str, dict[str, Any]]:
+    """Parameters of a notebook, from its tagged cell: name -> {default, help, inferred_type_name}."""
+    import papermill
+
+    path = project_root() / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
+        raise InputError(f"There is no notebook {path}; run from the repository's root.")
+    return papermill.inspect_notebook(str(path))
+
+
+def check_parameters(parameters: Mapping[str, Any], names: Sequence[str] = NOTEBOOKS) -> dict[str, dict[str, Any]]:
+    """Give each notebook the parameters that it knows.
+
+    Args:
+        parameters: name -> value, for any of the notebooks.
+        names: the notebooks that will run.
+
+    Returns:
+        notebook -> its share of ``parameters``.
+
+    Raises:
+        ConfigError: a parameter that no notebook knows (papermill alone would only warn).
+    """
+    known = {name: notebook_parameters(name) for name in names}
+    every = sorted({parameter for of_one in known.values() for parameter in of_one})
+    for parameter in parameters:
+        if parameter not in every:
+            raise ConfigError(f"No notebook has a parameter {parameter!r}; known are {', '.join(every)}.")
+    return {name: {k: v for k, v in parameters.items() if k in known[name]} for name in names}
+
+
+def _chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """What an executed chapter depends on: the notebook, its parameters, the package, the configurations.
+
+    Data and weights follow from these: everything random is seeded.
+    """
+    root = project_root()
+    sources = sorted([*(root / "cryosentinel").rglob("*.py"), *(root / "configs").glob("*.yaml"), notebook])
+    digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
+    for source in sources:
+        digest.update(source.relative_to(root).as_posix().encode() + bytes.fromhex(sha256(source)))
+    return digest.hexdigest()
+
+
+def _made_with(chapter: Path) -> str | None:
+    try:
+        return json.loads(chapter.read_text(encoding="utf-8"))["metadata"]["cryosentinel"]["key"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def run_study(
+    preset: str = "quick",
+    out: str | Path | None = None,
+    chapters: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    notebooks: Sequence[str] = NOTEBOOKS,
+    force: bool = False,
+) -> Path:
+    """Run the notebooks of the study in order; a chapter whose sources did not change is not run again.
+
+    Args:
+        preset: size of the embedded benchmark and of the training run: tiny, quick or standard.
+        out: folder of the study's own files (metrics.json, timings.json, figures); ``outputs/study`` by default.
+        chapters: folder of the executed notebooks; ``book/chapters`` by default.
+        parameters: further parameters of the notebooks.
+        notebooks: which of them to run.
+        force: run every chapter again.
+
+    Returns:
+        The metrics file.
+
+    Raises:
+        ConfigError: an unknown preset or parameter.
+        CryoSentinelError: a notebook failed; what was made before it is kept, and the next run goes on from there.
+    """
+    import papermill
+
+    study = Study(preset, out=out)
+    chapters = Path(chapters) if chapters is not None else project_root() / "book" / "chapters"
+    for name in notebooks:
+        if name not in NOTEBOOKS:
+            raise ConfigError(f"There is no notebook {name!r}; known are {', '.join(NOTEBOOKS)}.")
+    common = {"preset": preset, "out": str(study.out)}
+    given = check_parameters({**(parameters or {}), **common}, notebooks)
+    started = time.monotonic()
+    for number, name in enumerate(notebooks, start=1):
+        source, target = project_root() / "notebooks" / f"{name}.ipynb", chapters / f"{name}.ipynb"
+        key = _chapter_key(source, given[name])
+        if not force and _made_with(target) == key and study.metrics_path.is_file():
+            print(f"[{number}/{len(notebooks)}] {name}: unchanged, kept", flush=True)
+            continue
+        print(f"[{number}/{len(notebooks)}] {name}: running", flush=True)
+        begun = time.monotonic()
+        with replacing(target) as part:
+            try:
+                papermill.execute_notebook(
+                    str(source), str(part), parameters=given[name], cwd=str(project_root()), log_output=True,
+                    stderr_file=None, progress_bar=True,
+                )  # fmt: skip
+            except papermill.exceptions.PapermillExecutionError as error:
+                failed = study.out / "failed" / f"{name}.ipynb"
+                failed.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(failed)
+                raise CryoSentinelError(
+                    f"Notebook {name} failed with {error.ename}: {error.evalue} (whole output in {failed}); "
+                    "mend it and run the study again, it goes on from there."
+                ) from None
+            executed = json.loads(part.read_text(encoding="utf-8"))
+            executed["metadata"]["cryosentinel"] = {"key": key, "preset": preset}
+            # Papermill notes the paths of this machine in the metadata; a page needs none of them.
+            executed["metadata"].pop("papermill", None)
+            part.write_text(json.dumps(executed, indent=1), encoding="utf-8")
+        study.note_time(f"notebook_{name}", time.monotonic() - begun)
+    print(f"Study {preset}: {study.metrics_path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return study.metrics_path
