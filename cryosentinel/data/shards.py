@@ -2,7 +2,7 @@
 
 Columns: ``chip_id, region, lake_id, split`` (string), ``snapshot_year`` (integer), ``lat, lon, water_frac`` (float),
 ``s2_bytes, s1_bytes, dem_bytes, mask_bytes`` (binary: C order, little endian) and ``s2_shape ... mask_shape`` (list of
-integers). Some published shards lack ``lat`` and ``lon``, or ``water_frac``; they are read, and what is missing is said.
+integers). Some published shards lack ``lat`` and ``lon``, or ``water_frac``: they are read, what is missing is said.
 """
 
 from __future__ import annotations
