@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        # mmap needs the zip format (torch >= 1.6); the older one is read whole.
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders at foreign pickle protocols; the sentences below do better
+            # mmap needs the zip format (torch >= 1.6); the older one is read whole.
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) or "weights_only" in str(error):
             raise CheckpointError(_refusal(path, str(error))) from None
@@ -63,21 +67,9 @@ def _is_zip(path: Path) -> bool:
 def _refusal(path: Path, reason: str) -> str:
     """Say that the file needs more than weights, naming what it asked for where torch names it."""
     if not _is_zip(path):
-        with open(path, "rb") as handle:
-            if handle.read(1) != b"\x80":  # every pickle of protocol 2 or later starts so
-                return f"{path} is not a checkpoint, or is damaged; fetch or write it again."
-    name = next(
-        (
-            word
-            for word in reason.split()
-            if "." in word
-            and word.count(".") < 8
-            and word.isascii()
-            and word.replace(".", "").replace("_", "").isalnum()
-            and not word.startswith("torch.")
-        ),
-        "",
-    )
+        return f"{path} is not a checkpoint in torch's zip format, or is damaged; fetch or write it again."
+    match = re.search(r"GLOBAL ([\w.]+)", reason)
+    name = match.group(1) if match else ""
     asks = f" (it asks for {name})" if name else ""
     return (
         f"{path} holds more than weights and plain values{asks}, so loading it could run code; convert it safely "

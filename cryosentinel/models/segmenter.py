@@ -153,10 +153,14 @@ class Segmenter(nn.Module):
     def __init__(self, config: SegmenterConfig, statistics: Statistics, net: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.statistics = statistics
         self.net = net
         self.refiner = IndexRefiner(config.refiner_channels) if config.refiner else None
-        for modality in config.modalities:
+        self.set_statistics(statistics)
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Normalise by these from now on; they must cover the modalities."""
+        self.statistics = statistics
+        for modality in self.config.modalities:
             for name, values in (("mean", statistics.means[modality]), ("std", statistics.stds[modality])):
                 tensor = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
                 self.register_buffer(f"{name}_{modality}", tensor, persistent=False)

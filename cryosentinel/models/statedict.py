@@ -107,8 +107,15 @@ def listed(keys: Iterable[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + more
 
 
-def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
+def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, assign: bool = False) -> None:
     """Load every weight of a module, all or nothing.
+
+    Args:
+        module: the model.
+        state: its weights, under its names.
+        source: the file's name, for the message.
+        assign: put copies of the tensors in the place of the module's (which may be on the meta device), floating
+            ones as float32.
 
     Raises:
         CheckpointError: names or shapes differ; the sentence names the first few.
@@ -120,7 +127,10 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str
             f"The weights in {source} do not fit this model: {'; '.join(problems)}; give the configuration they were "
             "trained with."
         )
-    module.load_state_dict(state)
+    if assign:
+        # Copies: a model must not hang on a memory-mapped file that someone may overwrite.
+        state = {k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True) for k, v in state.items()}
+    module.load_state_dict(state, assign=assign)
 
 
 def load_backbone(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:

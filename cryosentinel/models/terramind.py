@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cryosentinel.errors import ConfigError
 from cryosentinel.sensors import Statistics
@@ -72,25 +74,36 @@ def build_terramind(config: SegmenterConfig) -> nn.Module:
                 f"TerraMind needs TerraTorch, which cannot be imported ({error}); install it with `pip install "
                 "terratorch`."
             ) from error
-        return EncoderDecoderFactory().build_model(
-            task="segmentation",
-            backbone=config.backbone,
-            backbone_kwargs={
-                "pretrained": False,  # weights are loaded by us, with a check of every name
-                "modalities": list(config.modalities),
-                "merge_method": config.merge_method,
-                "drop_path_rate": config.drop_path,
-            },
-            necks=[
-                {"name": "SelectIndices", "indices": list(SELECTED_BLOCKS[BACKBONES[config.backbone]])},
-                {"name": "ReshapeTokensToImage", "remove_cls_token": False},
-                {"name": "LearnedInterpolateToPyramidal"},
-            ],
-            decoder=config.decoder,
-            decoder_kwargs=decoder_kwargs,
-            head_kwargs={"channel_list": list(config.head_channels)} if config.head_channels else {},
-            num_classes=1,
-        )
+        with _RatesOnCpu():
+            return EncoderDecoderFactory().build_model(
+                task="segmentation",
+                backbone=config.backbone,
+                backbone_kwargs={
+                    "pretrained": False,  # weights are loaded by us, with a check of every name
+                    "modalities": list(config.modalities),
+                    "merge_method": config.merge_method,
+                    "drop_path_rate": config.drop_path,
+                },
+                necks=[
+                    {"name": "SelectIndices", "indices": list(SELECTED_BLOCKS[BACKBONES[config.backbone]])},
+                    {"name": "ReshapeTokensToImage", "remove_cls_token": False},
+                    {"name": "LearnedInterpolateToPyramidal"},
+                ],
+                decoder=config.decoder,
+                decoder_kwargs=decoder_kwargs,
+                head_kwargs={"channel_list": list(config.head_channels)} if config.head_channels else {},
+                num_classes=1,
+            )
+
+
+class _RatesOnCpu(TorchFunctionMode):
+    """Let TerraMind be built on the meta device: it reads its drop-path rates back from a ``linspace``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
