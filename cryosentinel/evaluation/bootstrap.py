@@ -1,0 +1,185 @@
+"""Intervals by resampling split blocks: neighbouring chips overlap and share weather, so chips are not independent.
+
+Blocks (squares of the hash split) are drawn with replacement, all chips of a block together; a score is a ratio of
+sums, so that a resample is one row of a matrix of block multiplicities times the block sums. The same seed gives the
+same resamples, which is what makes a comparison of two models on them paired.
+
+Percentile intervals are a little narrow where a few large lakes dominate: on synthetic blocks with log-normal lake
+areas, nominal 95 % cover about 89 % at 20 lake-bearing blocks and 93 % at 240; bias-corrected accelerated (BCa)
+intervals did worse there (88 and 90 %). A test measures the coverage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cryosentinel.errors import InputError
+from cryosentinel.evaluation.metrics import metric_entry, parts
+from cryosentinel.evaluation.scores import histograms
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_LAKE_BLOCKS = 20  # below, percentiles of resamples cover far less than they promise
+RESAMPLES = 2000
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score with its interval.
+
+    Attributes:
+        value: not a number where the data do not define it.
+        low, high: ends of the interval, None with a ``reason``.
+        n: chips.
+        blocks, lake_blocks: split blocks, and those that hold lake in the reference.
+        reason: why there is no interval, or no value; empty otherwise.
+        above: of a difference, the share of resamples above 0; None for a score.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    blocks: int
+    lake_blocks: int
+    reason: str = ""
+    above: float | None = None
+
+    def entry(self, data: str, source: str) -> dict[str, Any]:
+        """As an entry of the metrics file."""
+        return metric_entry(self.value, self.low, self.high, self.n, data, source, self.reason or None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, not a number as None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+def multiplicities(blocks: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """How often each block is drawn in each resample: (resamples, blocks) float64, rows sum to ``blocks``."""
+    return np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(float)
+
+
+def _block_sums(codes: np.ndarray, blocks: int, *columns: np.ndarray) -> np.ndarray:
+    return np.stack([np.bincount(codes, weights=column, minlength=blocks) for column in columns], axis=1)
+
+
+def _blocks(table: pd.DataFrame) -> tuple[np.ndarray, int, int]:
+    names, codes = np.unique(table["block"].to_numpy(dtype=str), return_inverse=True)
+    lake = histograms(table)[0].sum(axis=1)
+    bearing = np.bincount(codes, weights=lake, minlength=len(names)) > 0
+    return codes, len(names), int(bearing.sum())
+
+
+def _reason(value: float, bearing: int, blocks: int) -> str:
+    if not math.isfinite(value):
+        return "the score is not defined: no chip has what it divides by (no lake, or nothing predicted)"
+    if bearing < MIN_LAKE_BLOCKS:
+        return f"{bearing} of {blocks} split blocks hold lake; an interval needs at least {MIN_LAKE_BLOCKS}"
+    return ""
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2 * 100
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def estimate(
+    table: pd.DataFrame,
+    metric: str = "iou",
+    threshold: float = 0.5,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Estimate:
+    """A score with its block-bootstrap percentile interval.
+
+    Args:
+        table: score table.
+        metric: one of :data:`cryosentinel.evaluation.metrics.METRICS`.
+        threshold: a multiple of 1/200.
+        level: of the interval.
+        resamples: how many.
+        seed: of the resamples.
+
+    Returns:
+        Without an interval (and with the reason) when fewer than :data:`MIN_LAKE_BLOCKS` blocks hold lake.
+    """
+    numerator, denominator = parts(table, metric, threshold)
+    codes, blocks, bearing = _blocks(table)
+    value = numerator.sum() / denominator.sum() if denominator.sum() else math.nan
+    reason = _reason(value, bearing, blocks)
+    low = high = None
+    if not reason:
+        totals = multiplicities(blocks, resamples, seed) @ _block_sums(codes, blocks, numerator, denominator)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            low, high = _percentiles(totals[:, 0] / totals[:, 1], level)
+    return Estimate(float(value), low, high, len(table), blocks, bearing, reason)
+
+
+def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """``b`` in the order of ``a``."""
+    keys = [list(zip(t["chip_id"], t["region"], t["year"], strict=True)) for t in (a, b)]
+    if keys[0] == keys[1]:
+        return b
+    where = {key: i for i, key in enumerate(keys[1])}
+    if len(where) != len(keys[1]) or len(keys[0]) != len(keys[1]) or set(keys[0]) != set(keys[1]):
+        raise InputError(
+            f"A paired comparison needs the same chips on both sides ({len(keys[0])} and {len(keys[1])} chips here, "
+            f"{len(set(keys[0]) & set(keys[1]))} in common); evaluate both on the same split."
+        )
+    return b.iloc[[where[key] for key in keys[0]]].reset_index(drop=True)
+
+
+def difference(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    metric: str = "iou",
+    threshold_a: float = 0.5,
+    threshold_b: float | None = None,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Estimate:
+    """Score of ``b`` minus score of ``a``, with an interval from the same resampled blocks for both.
+
+    Args:
+        a, b: score tables of the same chips, in any order.
+        metric: one of :data:`cryosentinel.evaluation.metrics.METRICS`.
+        threshold_a, threshold_b: of each side; ``threshold_b`` defaults to ``threshold_a``.
+        level, resamples, seed: as for :func:`estimate`.
+
+    Returns:
+        Positive where ``b`` is better.
+
+    Raises:
+        InputError: the tables do not hold the same chips.
+    """
+    b = _aligned(a, b)
+    sides = [*parts(a, metric, threshold_a), *parts(b, metric, threshold_a if threshold_b is None else threshold_b)]
+    codes, blocks, bearing = _blocks(a)
+    sums = [side.sum() for side in sides]
+    value = sums[2] / sums[3] - sums[0] / sums[1] if sums[1] and sums[3] else math.nan
+    reason = _reason(value, bearing, blocks)
+    low = high = above = None
+    if not reason:
+        totals = multiplicities(blocks, resamples, seed) @ _block_sums(codes, blocks, *sides)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            change = totals[:, 2] / totals[:, 3] - totals[:, 0] / totals[:, 1]
+        low, high = _percentiles(change, level)
+        above = float((change > 0).mean())
+    return Estimate(float(value), low, high, len(a), blocks, bearing, reason, above)
+
+
+def per_region(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5, **options: Any) -> dict[str, Estimate]:
+    """The estimate of each region, in alphabetical order; ``options`` as for :func:`estimate`."""
+    return {
+        str(region): estimate(group.reset_index(drop=True), metric, threshold, **options)
+        for region, group in sorted(table.groupby("region"), key=lambda pair: str(pair[0]))
+    }

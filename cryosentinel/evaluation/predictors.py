@@ -1,0 +1,56 @@
+"""From a batch of chips to probabilities: what an evaluation streams its chips through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Predictor(Protocol):
+    """Anything that turns a batch into probabilities.
+
+    Attributes:
+        settings: plain values that change the prediction (flips, precision, ...); they enter the digest by which an
+            evaluation knows whether its outputs are already there.
+    """
+
+    settings: Mapping[str, Any]
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """(B, H, W) float32, 0..1, for a batch in physical units."""
+        ...
+
+
+class ModelPredictor:
+    """A segmenter with flip averaging in logit space.
+
+    Args:
+        segmenter: a :class:`cryosentinel.models.segmenter.Segmenter`; put into evaluation mode.
+        flips: 1 (none) or 4 (both axes).
+        bf16: run the network in bfloat16 where it may; the sigmoid is always float32.
+    """
+
+    def __init__(self, segmenter: torch.nn.Module, flips: int = 4, bf16: bool = False) -> None:
+        self._segmenter = segmenter.eval()
+        self.settings: dict[str, Any] = {"flips": flips, "bf16": bf16}
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        import torch
+
+        from cryosentinel.models.tta import flip_logits
+
+        device = next(self._segmenter.parameters()).device
+        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.settings["bf16"]):
+            logits = flip_logits(self._segmenter, moved, flips=self.settings["flips"])
+        return torch.sigmoid(logits.float()).cpu().numpy()
+
+
+def model_predictor(segmenter: torch.nn.Module, flips: int = 4, bf16: bool = False) -> ModelPredictor:
+    """See :class:`ModelPredictor`."""
+    return ModelPredictor(segmenter, flips, bf16)
