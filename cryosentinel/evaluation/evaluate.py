@@ -112,7 +112,7 @@ def _key(digest: str, settings: Mapping[str, Any], index: pd.DataFrame, rows: Se
     return hashlib.sha256(text.encode() + hashes.tobytes()).hexdigest()
 
 
-def _chip_bins(probability: np.ndarray, chips: Sequence[Chip]) -> np.ndarray:
+def _chip_bins(probability: np.ndarray, chips: Sequence[Chip], valid: np.ndarray) -> np.ndarray:
     if probability.shape[0] != len(chips) or probability.shape[1:] != chips[0].mask.shape:
         raise InputError(
             f"The prediction has shape {probability.shape} for {len(chips)} chips of {chips[0].mask.shape} pixels; "
@@ -124,7 +124,7 @@ def _chip_bins(probability: np.ndarray, chips: Sequence[Chip]) -> np.ndarray:
             bins[i] = probability_bins(probability[i])
         except InputError as error:
             raise InputError(f"Chip {chip.chip_id!r}: {error}") from None
-        bins[i][~chip.valid] = INVALID
+    bins[~valid] = INVALID
     return bins
 
 
@@ -144,7 +144,8 @@ def _predict(
     bar = tqdm(total=len(rows), initial=writer.done, desc=f"predict {split}", unit="chip", disable=not progress)
     with bar:
         for chips, batch in chip_batches(store, rows[writer.done :], batch_size):
-            writer.append(_chip_bins(np.asarray(predict(batch), dtype=np.float32), chips))
+            probability = np.asarray(predict(batch), dtype=np.float32)
+            writer.append(_chip_bins(probability, chips, batch["valid"].numpy()))
             bar.update(len(chips))
     writer.finish()
 

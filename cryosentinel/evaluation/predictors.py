@@ -14,12 +14,9 @@ if TYPE_CHECKING:
 class Predictor(Protocol):
     """Anything that turns a batch into probabilities.
 
-    Attributes:
-        settings: plain values that change the prediction (flips, precision, ...); they enter the digest by which an
-            evaluation knows whether its outputs are already there.
+    An attribute ``settings`` (plain values that change the prediction: flips, precision, ...) enters the digest by which
+    an evaluation knows whether its outputs are already there; a predictor without one has no settings.
     """
-
-    settings: Mapping[str, Any]
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """(B, H, W) float32, 0..1, for a batch in physical units."""
