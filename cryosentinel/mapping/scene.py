@@ -12,6 +12,7 @@ import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.evaluation.scores import INVALID, probability_bins, threshold_bin
 from cryosentinel.files import replacing
 from cryosentinel.sensors import CHIP_SIZE, MODALITIES, PIXEL_SIZE_M
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     import rasterio
 
     from cryosentinel.models.segmenter import Segmenter
-
-PROBABILITY_STEPS = 200  # the probability raster holds floor(200 p): the bins of the score histograms
-NODATA = 255
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -93,8 +91,9 @@ def predict_scene(
     Args:
         segmenter: network in evaluation mode.
         path: 15 bands (12 Sentinel-2, VV, VH, elevation), projected, 10 m.
-        out: folder for ``<stem>_probability.tif`` (uint8, floor(200 p), 255 where invalid) and ``<stem>_water.tif``
-            (uint8, 1 where p >= threshold, 255 where invalid). Both are written beside and renamed.
+        out: folder for ``<stem>_probability.tif`` (uint8, floor(200 p) as in the score histograms) and
+            ``<stem>_water.tif`` (uint8, 1 where p >= threshold), both 255 where invalid. Both are written beside and
+            renamed.
         threshold: probability from which a pixel is water; a multiple of 1/200.
         flips: test-time flips, 1, 2 or 4.
         window: pixels a side of a window, a multiple of 16.
@@ -116,9 +115,7 @@ def predict_scene(
 
     from cryosentinel.models.tta import flip_logits
 
-    steps = round(threshold * PROBABILITY_STEPS)
-    if not 0 < steps <= PROBABILITY_STEPS or abs(steps / PROBABILITY_STEPS - threshold) > 1e-9:
-        raise ConfigError(f"The threshold {threshold} is not a multiple of 1/{PROBABILITY_STEPS} in (0, 1]; round it.")
+    first_water_bin = threshold_bin(threshold)
     if window % 16 or not 0 <= overlap < window:
         raise ConfigError(
             f"Windows of {window} px sharing {overlap} px do not work: take a multiple of 16, sharing less."
@@ -132,7 +129,7 @@ def predict_scene(
         tops, lefts = window_starts(height, window, window - overlap), window_starts(width, window, window - overlap)
         profile = {
             "driver": "GTiff", "dtype": "uint8", "count": 1, "height": height, "width": width, "crs": source.crs,
-            "transform": source.transform, "nodata": NODATA, "compress": "deflate", "tiled": True,
+            "transform": source.transform, "nodata": INVALID, "compress": "deflate", "tiled": True,
             "blockxsize": 256, "blockysize": 256,
         }  # fmt: skip
         sinks = {n: stack.enter_context(rasterio.open(stack.enter_context(replacing(p)), "w", **profile))
@@ -167,10 +164,10 @@ def predict_scene(
                 counts["windows"] += len(group)
             done = (tops[index + 1] if index + 1 < len(tops) else height) - top
             probability = 1 / (1 + np.exp(-np.clip(total[:done] / norm[:done], -60, 60)))
-            level = np.minimum(np.floor(probability * PROBABILITY_STEPS), PROBABILITY_STEPS).astype(np.uint8)
-            water = (level >= steps).astype(np.uint8)
-            level[~valid[:done]] = water[~valid[:done]] = NODATA
-            for name, values in (("probability", level), ("water", water)):
+            bins = probability_bins(probability)
+            water = (bins >= first_water_bin).astype(np.uint8)
+            bins[~valid[:done]] = water[~valid[:done]] = INVALID
+            for name, values in (("probability", bins), ("water", water)):
                 sinks[name].write(values, 1, window=Window(0, top, width, done))
             counts["valid_pixels"] += int(valid[:done].sum())
             counts["water_pixels"] += int((water == 1).sum())

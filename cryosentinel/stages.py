@@ -1,0 +1,265 @@
+"""The stages of the study, each made once: chips, run, soup, scores, audit. The notebooks call these and tell the rest.
+
+Whatever is missing is made, and that is announced; whatever is there is used. Everything generated lies under one
+folder, ``outputs/`` (or ``$CRYOSENTINEL_OUTPUTS``): ``data/<preset>``, ``runs/<run>``, ``study``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.files import read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cryosentinel.data.dataset import ChipDataModule
+    from cryosentinel.data.simulate.truth import TruthStore
+    from cryosentinel.evaluation.evaluate import Evaluation
+
+PRESET_NAMES = ("tiny", "quick", "standard")
+SOUP = "soup.ckpt"
+
+
+def project_root() -> Path:
+    """The repository's root: the working folder where that is one, else where the package's source lies."""
+    here = Path.cwd()
+    root = here if (here / "notebooks").is_dir() else Path(__file__).resolve().parents[1]
+    if not (root / "notebooks").is_dir():
+        raise InputError(f"The folder {here} holds no notebooks; run from the root of a clone of the repository.")
+    return root
+
+
+def outputs() -> Path:
+    """The folder of everything generated: ``$CRYOSENTINEL_OUTPUTS``, else ``outputs`` in the repository's root."""
+    given = os.environ.get("CRYOSENTINEL_OUTPUTS")
+    return Path(given).resolve() if given else project_root() / "outputs"
+
+
+def snapshots(run: str | os.PathLike[str]) -> list[Path]:
+    """The snapshots of a run folder, in order of their steps.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted((Path(run) / "checkpoints").glob("step*-iou*.ckpt"))
+    if not found:
+        raise InputError(f"{run} holds no snapshots (checkpoints/step*-iou*.ckpt); train first: cryosentinel fit.")
+    return found
+
+
+def make_soup(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """The uniform soup of a run's snapshots.
+
+    Args:
+        run: run folder.
+        out: checkpoint to write; ``<run>/checkpoints/soup.ckpt`` by default.
+    """
+    from cryosentinel.models.soup import uniform_soup
+
+    out = Path(out) if out is not None else Path(run) / "checkpoints" / SOUP
+    uniform_soup(snapshots(run), out)
+    return out
+
+
+class Study:
+    """One study: a preset of the embedded benchmark or a folder of published chips, a run on it, and its figures.
+
+    Args:
+        preset: tiny, quick or standard: the size of the simulated benchmark and the configuration of the run.
+        out: folder of metrics.json, timings.json and figures. None for the study's own, ``outputs/study``; an empty
+            string for a new folder under ``outputs/runs``, as notebooks use that are run by hand.
+        data: folder of shards in the published format to use instead of the simulated ones.
+        notebook: who asks; names the new folder.
+
+    Raises:
+        ConfigError: an unknown preset.
+        InputError: ``data`` is no folder.
+    """
+
+    def __init__(
+        self, preset: str = "quick", out: str | Path | None = None, data: str | Path = "", notebook: str = "notebook"
+    ) -> None:
+        if preset not in PRESET_NAMES:
+            raise ConfigError(f"There is no preset {preset!r}; known are {', '.join(PRESET_NAMES)}.")
+        if data and not Path(data).is_dir():
+            raise InputError(f"There is no folder {data} of chips; download them first: cryosentinel download.")
+        self.preset = preset
+        self.simulated = not data
+        self.root = Path(data) if data else outputs() / "data" / preset
+        self.run = outputs() / "runs" / (preset if self.simulated else f"{Path(data).resolve().name}_{preset}")
+        self.by_hand = out == ""
+        if self.by_hand:
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+            self.out = outputs() / "runs" / f"{notebook}_{preset}_{stamp}"
+        else:
+            self.out = Path(out) if out is not None else outputs() / "study"
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def __str__(self) -> str:
+        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {self.root}"
+        return f"Study on {chips}; its files go to {self.out}"
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """The word that goes with every figure: simulated or real."""
+        return "simulated" if self.simulated else "real"
+
+    @property
+    def config_path(self) -> Path:
+        """The run's configuration, ``configs/<preset>.yaml``."""
+        return project_root() / "configs" / f"{self.preset}.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The table that every number of the book is read from."""
+        return self.out / "metrics.json"
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Everything recorded so far."""
+        return read_json(self.metrics_path) if self.metrics_path.is_file() else {}
+
+    def record(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add entries to the metrics file; see :func:`cryosentinel.evaluation.metrics.metric_entry` for their form."""
+        write_json(self.metrics_path, dict(sorted({**self.metrics(), **entries}.items())))
+
+    def note_time(self, stage: str, seconds: float) -> None:
+        """Add the wall time of a stage that was made to ``timings.json``."""
+        path = self.out / "timings.json"
+        times = read_json(path) if path.is_file() else {}
+        entry = {"seconds": round(seconds, 1), "preset": self.preset, "date": datetime.now().date().isoformat()}
+        write_json(path, {**times, stage: entry})
+
+    @contextlib.contextmanager
+    def making(self, stage: str, sentence: str) -> Iterator[None]:
+        """Announce a stage that has to be made, and note how long it took."""
+        print(sentence, flush=True)
+        begun = time.monotonic()
+        yield
+        self.note_time(stage, time.monotonic() - begun)
+
+    # --- stages ------------------------------------------------------------------------------------------------
+
+    def chips(self) -> Path:
+        """The folder of shards; simulated first where the preset's are missing."""
+        if self.simulated and not (self.root / "dataset_stats_v3.json").is_file():
+            from cryosentinel.data.simulate import PRESETS, simulate
+
+            with self.making("simulate", f"The simulated chips of preset {self.preset} are missing; making them."):
+                simulate(self.root, PRESETS[self.preset], workers=os.cpu_count() or 1)
+        return self.root
+
+    @cached_property
+    def datamodule(self) -> ChipDataModule:
+        """The chips as the run's configuration splits them, set up."""
+        from cryosentinel.training.fit import datamodule_of
+
+        module = datamodule_of(self.config_path, self.chips())
+        module.setup("fit")
+        return module
+
+    @cached_property
+    def truth(self) -> TruthStore | None:
+        """The known truth of simulated chips; None for others."""
+        if not self.simulated:
+            return None
+        from cryosentinel.data.simulate.truth import TruthStore
+
+        return TruthStore(self.chips())
+
+    def rows(self, *splits: str) -> dict[str, np.ndarray]:
+        """Positions in the store's index of each split, after filter and buffer."""
+        return {split: self.datamodule.rows[split] for split in splits}
+
+    def fit(self, **overrides: Any) -> Path:
+        """The run folder; trained first, or trained on, where the run is not finished.
+
+        Args:
+            overrides: dotted keys of the configuration, with ``__`` for the dot; they make a run folder of their own.
+        """
+        import hashlib
+
+        from cryosentinel.training.fit import finished, fit
+
+        keys = {name.replace("__", "."): value for name, value in overrides.items()}
+        run = self.run
+        if keys:
+            digest = hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest()[:8]
+            run = run.with_name(f"{run.name}_{digest}")
+        keys["data.root"] = str(self.chips())
+        if not finished(run):
+            with self.making("fit", f"The run {run.name} is missing or not finished; training (preset {self.preset})."):
+                fit(self.config_path, keys, run)
+        return run
+
+    def soup(self, **overrides: Any) -> Path:
+        """The run's soup; made first where it is missing or older than a snapshot."""
+        run = self.fit(**overrides)
+        path = run / "checkpoints" / SOUP
+        newest = max(snapshot.stat().st_mtime for snapshot in snapshots(run))
+        if not path.is_file() or path.stat().st_mtime < newest:
+            with self.making("soup", f"The soup of run {run.name} is missing; averaging its snapshots."):
+                make_soup(run)
+        return path
+
+    def checkpoint(self, ckpt: str = SOUP) -> Path:
+        """The file that a ``ckpt`` parameter means; the study's own soup is made where nothing else is meant.
+
+        Args:
+            ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
+        """
+        from cryosentinel.models.checkpoint import resolve_checkpoint
+
+        runs = outputs() / "runs"
+        if ckpt == SOUP and not (self.by_hand and any(runs.glob(f"*/checkpoints/{SOUP}"))):
+            return self.soup()
+        return resolve_checkpoint(ckpt, runs)
+
+    def diagnostics(self, name: str) -> Path:
+        """Where an evaluation is kept: the run's ``diagnostics`` for its soup, else a folder of the study's own."""
+        return self.run / "diagnostics" if name == "soup" and not self.by_hand else self.out / "diagnostics" / name
+
+    def evaluate(
+        self, ckpt: str | os.PathLike[str] = SOUP, flips: int = 4, splits: Sequence[str] = ("val", "test")
+    ) -> Evaluation:
+        """Scores of a checkpoint against the labels, and against the known truth where there is one.
+
+        Args:
+            ckpt: as for :meth:`checkpoint`.
+            flips: test-time flips, 1 or 4.
+            splits: which splits.
+        """
+        from cryosentinel.evaluation.predictors import model_predictor
+        from cryosentinel.models.checkpoint import load_segmenter
+
+        path = self.checkpoint(os.fspath(ckpt))
+        name = "soup" if path == self.run / "checkpoints" / SOUP and flips == 4 else f"{path.stem}_flips{flips}"
+        predict = model_predictor(load_segmenter(path), flips=flips)
+        return self._evaluate(predict, name, sha256(path), splits)
+
+    def baseline(self, index: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
+        """Scores of a water index: its threshold is tuned on validation like any other's."""
+        from cryosentinel.evaluation.baselines import index_predictor
+
+        return self._evaluate(index_predictor(index), index, index, splits)
+
+    def _evaluate(self, predict: Any, name: str, digest: str, splits: Sequence[str]) -> Evaluation:
+        from cryosentinel.evaluation.evaluate import evaluate
+
+        truth = self.truth
+        references = {} if truth is None else {"truth": lambda chip: truth[chip.chip_id].lake}
+        module = self.datamodule
+        return evaluate(
+            predict, module.store, self.rows(*splits), self.diagnostics(name), references,
+            digest=digest, block_size=module.block_size,
+        )  # fmt: skip
