@@ -208,7 +208,7 @@ class Benchmarks(SphinxDirective):
                     nodes.literal("", result["id"]),
                     result["what"],
                     _quantity(result["ours"], result["unit"]),
-                    f"{_quantity(result['peer'], result['unit'])}, {result['peer_name']}" if result["peer_name"] else "",
+                    f"{_quantity(result['peer'], result['unit'])}, {result['peer_name'] or 'no peer'}",
                     ratio,
                     str(result["goal"]),
                     f"{result['date'][:10]}, {result['machine']['cpu']}, {result['machine']['cores']} cores",

@@ -43,7 +43,7 @@ class Figure:
     run: str = ""
 
     def number(self, spec: str = "") -> str:
-        """The value as text: a count with its thousands apart, a score with three decimals, a published one with all."""
+        """The value as text: a count with its thousands apart, a score with three decimals, a published one with four."""
         if self.value is None:
             return "not available"
         if spec:
@@ -147,7 +147,7 @@ class Sources:
         record = records[name]
         data = record.get("data", "")
         if data not in DATA_WORDS:
-            raise FigureError(f"The figure {name!r} does not say whether it is {', '.join(DATA_WORDS)} (data: {data!r}).")
+            raise FigureError(f"The figure {name!r} says that its data are {data!r}, not {' or '.join(DATA_WORDS)}.")
         if record.get("value") is None and not record.get("reason"):
             raise FigureError(f"The figure {name!r} has neither a value nor a reason for having none.")
         return Figure(
