@@ -17,7 +17,7 @@ from cryosentinel.models.statedict import Weights, load_state, segmenter_state
 from cryosentinel.sensors import Statistics
 
 #: Entries of a configuration that do not change what is built.
-_NOT_STRUCTURE = ("pretrained", "weights", "drop_path")
+NOT_STRUCTURE = ("pretrained", "weights", "drop_path")
 
 
 def load_segmenter(
@@ -80,7 +80,7 @@ def _description(checkpoint: Mapping[str, Any]) -> tuple[SegmenterConfig | None,
 
 def _refuse_other_structure(path: str | os.PathLike[str], own: SegmenterConfig, asked: SegmenterConfig) -> None:
     own_values, asked_values = own.as_dict(), asked.as_dict()
-    differing = [k for k in own_values if k not in _NOT_STRUCTURE and own_values[k] != asked_values[k]]
+    differing = [k for k in own_values if k not in NOT_STRUCTURE and own_values[k] != asked_values[k]]
     if differing:
         pairs = "; ".join(f"{k} is {own_values[k]!r} there, {asked_values[k]!r} asked" for k in differing[:3])
         raise CheckpointError(
