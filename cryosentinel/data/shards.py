@@ -160,10 +160,11 @@ def _chip(record: dict[str, Any], where: str) -> Chip:
     return Chip(**fields)
 
 
-def iter_shard(path: str | os.PathLike[str], batch_rows: int = BATCH_ROWS) -> Iterator[Chip]:
+def iter_shard(path: str | os.PathLike[str], batch_rows: int = BATCH_ROWS, warn: bool = True) -> Iterator[Chip]:
     """Read a shard's chips one after the other, decoding a few rows at a time.
 
-    A missing optional column is said once a shard, as a warning. The arrays are read-only views of the decoded bytes.
+    A missing optional column is said once a shard, as a warning, unless ``warn`` is off. The arrays are read-only
+    views of the decoded bytes.
 
     Raises:
         InputError: as :func:`open_shard`; or a row is corrupt or holds an impossible value (names file and row).
@@ -172,7 +173,7 @@ def iter_shard(path: str | os.PathLike[str], batch_rows: int = BATCH_ROWS) -> It
     row = 0
     with open_shard(path) as shard:
         missing = missing_columns(shard)
-        if missing:
+        if missing and warn:
             warnings.warn(f"The shard {path} lacks {', '.join(missing)}; its chips are read without.", stacklevel=2)
         columns = [name for name in SHARD_SCHEMA.names if name not in missing]
         batches = shard.iter_batches(batch_size=batch_rows, columns=columns)
