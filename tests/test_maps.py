@@ -76,7 +76,7 @@ def test_embedded_map_asks_nothing_of_the_network(page):
     import html
 
     inner = html.unescape(page)
-    assert page.startswith("<iframe srcdoc=")
+    assert page.startswith("<div><iframe srcdoc=")
     for attribute in re.findall(r'(?:src|href)="([^"]*)"', inner.replace("<iframe srcdoc=", "")):
         assert attribute.startswith(("#", "data:", "https://leafletjs.com")), attribute[:80]
     assert "images/layers.png" not in inner and "cdn." not in inner

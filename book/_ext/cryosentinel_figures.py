@@ -43,7 +43,7 @@ class Figure:
     run: str = ""
 
     def number(self, spec: str = "") -> str:
-        """The value as text: a count with its thousands apart, a score with three decimals, a published one with four."""
+        """The value as text: a count with its thousands apart, a score with three decimals, a published one with 4."""
         if self.value is None:
             return "not available"
         if spec:

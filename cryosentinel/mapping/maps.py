@@ -119,7 +119,7 @@ def lake_map(
     corners: list[list[float]] = []
     shown = leafmap.Map(
         tiles=tiles, height=height, width="100%", fullscreen_control=False, draw_control=False, measure_control=False,
-        layers_control=False, attribution_control=tiles is not None, max_zoom=18,
+        layers_control=False, attribution_control=tiles is not None, max_zoom=18, zoom_snap=0.25,
     )  # fmt: skip
     for name, overlay in (images or {}).items():
         image, bounds = on_web_grid(overlay)
@@ -166,7 +166,8 @@ def embed(shown: leafmap.Map) -> HTML:
     page = self_contained(figure.render())
     height = str(figure.height or 480)
     size = f"width:100%;height:{height}{'px' if height.isdigit() else ''};border:none"
-    return HTML(f'<iframe srcdoc="{html.escape(page)}" style="{size}" title="Map of lakes" loading="lazy"></iframe>')
+    frame = f'<iframe srcdoc="{html.escape(page)}" style="{size}" title="Map of lakes" loading="lazy"></iframe>'
+    return HTML(f"<div>{frame}</div>")  # a bare frame makes IPython warn
 
 
 def self_contained(page: str) -> str:

@@ -1,0 +1,42 @@
+"""Put the study's overview figure where the README shows it: ``make picture`` after ``make study``.
+
+``python scripts/picture.py [FIGURE]``; the figure is outputs/study/overview.png by default.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from cryosentinel.files import replacing, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "outputs" / "study" / "overview.png"
+PICTURE = Path("book/_static/overview.png")
+_BLOCK = re.compile(r"(<!-- picture: scripts/picture.py -->\n)(?:.*?\n)?(<!-- /picture -->)", re.DOTALL)
+ALT = "Simulated chips of the test split: true colour, label, known truth and the probability that the network gives"
+
+
+def with_picture(readme: str, there: bool) -> str:
+    """The README's text with the picture, or without a dead link to it."""
+    line = f"![{ALT}]({PICTURE.as_posix()})\n" if there else ""
+    return _BLOCK.sub(lambda match: match[1] + line + match[2], readme)
+
+
+def main(argv: list[str]) -> int:
+    """Copy the figure and bring the README in step."""
+    source = Path(argv[0]) if argv else SOURCE
+    if not source.is_file():
+        print(f"picture: there is no {source}; run the study first: make study.", file=sys.stderr)
+        return 2
+    with replacing(ROOT / PICTURE) as part:
+        part.write_bytes(source.read_bytes())
+    readme = ROOT / "README.md"
+    write_text(readme, with_picture(readme.read_text(encoding="utf-8"), there=True))
+    print(f"{source} -> {ROOT / PICTURE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
