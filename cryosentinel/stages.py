@@ -7,6 +7,7 @@ folder, ``outputs/`` (or ``$CRYOSENTINEL_OUTPUTS``): ``data/<preset>``, ``runs/<
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from cryosentinel.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from cryosentinel.data.dataset import ChipDataModule
     from cryosentinel.data.simulate.truth import TruthStore
+    from cryosentinel.evaluation.audit import Audit
     from cryosentinel.evaluation.evaluate import Evaluation
 
 PRESET_NAMES = ("tiny", "quick", "standard")
@@ -160,13 +163,26 @@ class Study:
         return self.root
 
     @cached_property
+    def _configuration(self) -> tuple[Any, ChipDataModule]:
+        from cryosentinel.training.config import parse
+        from cryosentinel.training.fit import build
+
+        run, module, _ = build(*parse(self.config_path, {"data.root": str(self.chips())}))
+        module.setup()
+        return run, module
+
+    @property
     def datamodule(self) -> ChipDataModule:
         """The chips as the run's configuration splits them, set up."""
-        from cryosentinel.training.fit import datamodule_of
+        return self._configuration[1]
 
-        module = datamodule_of(self.config_path, self.chips())
-        module.setup("fit")
-        return module
+    def learning_rates(self) -> pd.DataFrame:
+        """The learning rate of each part of the network as a share of the decoder's, by the run's configuration."""
+        from cryosentinel.models.segmenter import build_segmenter
+        from cryosentinel.training.optim import learning_rate_profile
+
+        run, module = self._configuration
+        return learning_rate_profile(build_segmenter(run.model, module.statistics), run.optim)
 
     @cached_property
     def truth(self) -> TruthStore | None:
@@ -187,20 +203,18 @@ class Study:
         Args:
             overrides: dotted keys of the configuration, with ``__`` for the dot; they make a run folder of their own.
         """
-        import hashlib
-
-        from cryosentinel.training.fit import finished, fit
+        from cryosentinel.training.fit import SUMMARY, fit
 
         keys = {name.replace("__", "."): value for name, value in overrides.items()}
         run = self.run
         if keys:
             digest = hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest()[:8]
             run = run.with_name(f"{run.name}_{digest}")
-        keys["data.root"] = str(self.chips())
-        if not finished(run):
-            with self.making("fit", f"The run {run.name} is missing or not finished; training (preset {self.preset})."):
-                fit(self.config_path, keys, run)
-        return run
+        keys |= {"data.root": str(self.chips()), "run_name": run.name}
+        if (run / SUMMARY).is_file():
+            return fit(self.config_path, keys, run)  # returns at once, or says that the folder holds another run
+        with self.making("fit", f"The run {run.name} is missing or not finished; training (preset {self.preset})."):
+            return fit(self.config_path, keys, run)
 
     def soup(self, **overrides: Any) -> Path:
         """The run's soup; made first where it is missing or older than a snapshot."""
@@ -263,3 +277,16 @@ class Study:
             predict, module.store, self.rows(*splits), self.diagnostics(name), references,
             digest=digest, block_size=module.block_size,
         )  # fmt: skip
+
+    def audit(self, ckpt: str | os.PathLike[str] = SOUP, worst: int = 20, control: int = 20) -> Audit:
+        """The label-noise audit of the test split, by the rule of :mod:`cryosentinel.evaluation.audit`.
+
+        Args:
+            ckpt: as for :meth:`checkpoint`.
+            worst, control: chips shown: the largest disagreements, and a random draw of the rest.
+        """
+        from cryosentinel.evaluation.audit import AuditRule, audit
+
+        found = self.evaluate(ckpt)
+        rule = AuditRule(worst=worst, control=control)
+        return audit(found.maps("test"), self.datamodule.store, found.table("test"), rule, progress=True)

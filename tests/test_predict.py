@@ -1,5 +1,6 @@
 """Scenes: windows leave no seams, nodata stays nodata, and a scene that cannot be used is refused with a sentence."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_windows_cover_every_pixel_and_end_at_the_edge() -> None:
     for length in (224, 225, 336, 337, 1000):
         starts = window_starts(length, 224, 112)
         assert starts[0] == 0 and starts[-1] + 224 == length
-        assert all(b - a <= 112 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= 112 for a, b in itertools.pairwise(starts))
 
 
 def test_a_scene_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -146,6 +147,6 @@ def test_real_chips_stack_and_predict(tmp_path: Path) -> None:
     result = predict_scene(PixelModel().eval(), out, tmp_path / "out", progress=False)
     with rasterio.open(result["water"]) as water, rasterio.open(chips / "LULC" / name) as cover:
         agree = (water.read(1) == 1) == (cover.read(1) == 1)
-    # Half of the chip is water, so a wrong band order or grid would agree on about half of it; the estuary is turbid and
-    # fringed by mangrove, so the index alone does not agree everywhere.
+    # Half of the chip is water, so a wrong band order or grid would agree on about half of it; turbid water and
+    # mangrove keep the index from agreeing everywhere.
     assert agree.mean() > 0.7

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import InputError
+from cryosentinel.geo import chip_grid
+from cryosentinel.mapping.lakes import vectorise
 from cryosentinel.sensors import REFLECTANCE_SCALE, S2_BANDS
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import leafmap.foliumap as leafmap
     from affine import Affine
     from IPython.display import HTML
+
+    from cryosentinel.data.chips import Chip
 
 _MERCATOR = 3857  # Leaflet's projection: an image stretched between two corners is right only on this grid
 _COLOURS = ("#ff4e50", "#00c2ff", "#ffd23f", "#7ae582", "#c77dff")  # stand out from rock, ice and water
@@ -149,6 +153,25 @@ def lake_map(
     folium.LayerControl(collapsed=False).add_to(shown)
     shown.fit_bounds([np.min(corners, axis=0).tolist(), np.max(corners, axis=0).tolist()])
     return shown
+
+
+def chip_map(chip: Chip, masks: Mapping[str, np.ndarray], **options: Any) -> leafmap.Map:
+    """A map of one chip: its true colour, and the outlines and areas of the lakes in some masks.
+
+    Args:
+        chip: with the latitude and longitude of its centre.
+        masks: name of a layer -> (H, W), lake where 1.
+        options: as for :func:`lake_map`.
+    """
+    if chip.lat is None or chip.lon is None:
+        raise InputError(f"Chip {chip.chip_id!r} has no centre, so it cannot be placed on a map; choose another.")
+    epsg, transform = chip_grid(chip.lat, chip.lon, chip.mask.shape[0])
+    lakes = {
+        name: vectorise(mask.astype(np.uint8), transform, epsg, year=chip.snapshot_year).round({"area_ha": 2})
+        for name, mask in masks.items()
+    }
+    image = Overlay(true_colour(chip.s2), transform, epsg)
+    return lake_map(lakes, {f"true colour {chip.snapshot_year}": image}, **options)
 
 
 def embed(shown: leafmap.Map) -> HTML:
