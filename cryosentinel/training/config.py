@@ -1,0 +1,228 @@
+"""The configuration of a run: one typed tree, read from YAML and the command line, unknown keys refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cryosentinel.errors import ConfigError, CryoSentinelError
+from cryosentinel.models.segmenter import SegmenterConfig
+from cryosentinel.training.callbacks import CheckpointConfig
+from cryosentinel.training.losses import LossConfig
+from cryosentinel.training.optim import OptimConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+#: Keys that say where and how a run is carried out, not what it computes: a run may go on with others.
+PLACE_KEYS = (
+    "data.root", "data.cache_dir", "data.workers", "trainer.accelerator", "trainer.devices", "trainer.threads",
+    "trainer.progress_bar", "checkpoints.every_n_steps",
+)  # fmt: skip
+
+
+@dataclass
+class ValidationConfig:
+    """How a run is validated.
+
+    Attributes:
+        flips: test-time flips averaged in logit space: 1 (none), 2 or 4.
+        patience: stop after so many epochs without a better IoU; None to train to the end.
+    """
+
+    flips: Literal[1, 2, 4] = 4
+    patience: int | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """How Lightning's trainer runs.
+
+    Attributes:
+        max_epochs: length of the run.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        gradient_clip_val: largest norm of the gradient.
+        accumulate_grad_batches: batches an optimiser step.
+        limit_train_batches: at most so many batches an epoch.
+        limit_val_batches: at most so many validation batches.
+        accelerator: cpu, gpu or auto.
+        devices: number of devices, or auto.
+        num_nodes: number of machines.
+        strategy: Lightning's strategy: auto, ddp, ...
+        compile: compile the network with torch.compile.
+        threads: CPU threads a process; None for torch's own choice.
+        progress_bar: show one.
+    """
+
+    max_epochs: int = 30
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: int = 1
+    limit_train_batches: int | None = None
+    limit_val_batches: int | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+    threads: int | None = None
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1 or self.accumulate_grad_batches < 1:
+            raise ConfigError("trainer.max_epochs and accumulate_grad_batches are at least 1.")
+
+
+@dataclass
+class RunConfig:
+    """Everything about a run but its data.
+
+    Attributes:
+        run_name: name of the run and of its folder.
+        seed: of initial weights, order of the chips, dropout and augmentation.
+        model: what to build, and the weights to start from (model.weights).
+        loss: weights and constants of the loss.
+        optim: learning rates and schedule.
+        ema_decay: decay of the averaged weights; 0 keeps no history.
+        validation: flips and patience.
+        checkpoints: snapshots and how often to save.
+        trainer: length, precision, devices.
+    """
+
+    run_name: str
+    seed: int = 42
+    model: SegmenterConfig = field(default_factory=SegmenterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema_decay: float = 0.999
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def run_parser(with_files: bool = False) -> ArgumentParser:
+    """The parser of ``cryosentinel fit``.
+
+    Args:
+        with_files: also take ``--config``, ``--run_dir`` and ``--resume``.
+    """
+    from jsonargparse import ArgumentParser
+
+    from cryosentinel.data.dataset import ChipDataModule
+
+    parser = ArgumentParser(
+        prog="cryosentinel fit", exit_on_error=False, description="Train a segmenter and write its run folder."
+    )
+    if with_files:
+        parser.add_argument("--config", action="config", help="YAML file; later options override it.")
+        parser.add_argument("--run_dir", type=Path | None, default=None, help="outputs/runs/RUN_NAME by default.")
+        parser.add_argument(
+            "--resume", type=str | None, default="auto",
+            help="auto: go on from the folder's last.ckpt; never: begin anew; or a checkpoint to go on from.",
+        )  # fmt: skip
+    parser.add_class_arguments(RunConfig)
+    # The seed of the run is that of the data, too.
+    parser.add_class_arguments(ChipDataModule, "data", skip={"seed"})
+    return parser
+
+
+@contextlib.contextmanager
+def _one_sentence(source: str) -> Iterator[None]:
+    """Turn the parser's complaints into one sentence."""
+    from jsonargparse import ArgumentError
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except CryoSentinelError:
+        raise
+    except (ArgumentError, TypeError, ValueError, KeyError, OSError) as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a sentence of our own, raised by a configuration class, says it best
+            if isinstance(cause, CryoSentinelError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{source} cannot be used: {text.rstrip('.')}.") from None
+
+
+def parse(
+    config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> tuple[ArgumentParser, Namespace]:
+    """Read a configuration.
+
+    Args:
+        config: a YAML file or its content.
+        overrides: further values, nested or with dotted keys (``{"trainer.max_epochs": 2}``), or as on the command
+            line (``["--trainer.max_epochs=2"]``).
+
+    Returns:
+        the parser and what it read.
+
+    Raises:
+        ConfigError: a file that is missing or not YAML, an unknown key, a value of the wrong type or out of range.
+    """
+    parser = run_parser(with_files=True)
+    if isinstance(config, Mapping):
+        words: list[str] = []
+        name = "The configuration"
+    else:
+        name = str(config)
+        if not Path(config).is_file():
+            raise ConfigError(f"There is no configuration file {config}; the ones that come along are in configs/.")
+        words = [f"--config={config}"]
+    with _one_sentence(name):
+        namespace = parser.parse_object(dict(config)) if isinstance(config, Mapping) else parser.parse_args(words)
+    if isinstance(overrides, Mapping):
+        with _one_sentence("An override"):
+            namespace = parser.parse_object(_nested(overrides), cfg_base=namespace)
+    elif overrides:
+        with _one_sentence("An option"):
+            namespace = parser.parse_args(list(overrides), namespace=namespace)
+    return parser, namespace
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to nested ones."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = result
+        *parents, last = key.split(".")
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        entry = _nested(value) if isinstance(value, Mapping) else value
+        if isinstance(entry, dict) and isinstance(inner.get(last), dict):
+            inner[last].update(entry)
+        else:
+            inner[last] = entry
+    return result
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys to dotted ones."""
+    result: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            result.update(flatten(entry, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = list(entry) if isinstance(entry, tuple) else entry
+    return result
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configurations compute different things."""
+    a, b = flatten(first), flatten(second)
+    return sorted(k for k in {*a, *b} if k not in PLACE_KEYS and a.get(k) != b.get(k))
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """Print the options and say so, if they are asked for."""
+    if any(word in ("-h", "--help") for word in words):
+        run_parser(with_files=True).print_help(sys.stdout)
+        return True
+    return False

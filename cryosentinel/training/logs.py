@@ -1,0 +1,73 @@
+"""The run's log: one CSV file that an interrupted run goes on writing."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cryosentinel.files import replacing
+
+
+def rows_until(path: Path, step: int) -> None:
+    """Keep the rows of a metrics file up to a step; what came after it is about to be written again.
+
+    Args:
+        path: ``metrics.csv``; nothing happens where there is none.
+        step: last step to keep, as in the column ``step``.
+    """
+    if not path.is_file():
+        return
+    with open(path, newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        names = list(reader.fieldnames or [])
+        # A kill may have cut the last line short.
+        rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's writer deletes the file it finds; this one goes on with it."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as handle:
+                self.metrics_keys = list(csv.DictReader(handle).fieldnames or [])
+
+
+class RunLogger(CSVLogger):
+    """Lightning's CSV logger, writing ``<run>/logs/metrics.csv`` and nothing else, after every epoch.
+
+    Args:
+        run_dir: the run folder.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(save_dir=run_dir, name="", version="logs", flush_logs_every_n_steps=1)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer."""
+        if self._experiment is None and rank_zero_only.rank == 0:
+            self._experiment = _Writer(log_dir=self.log_dir)
+            self._experiment.hparams = {}
+        return self._experiment if rank_zero_only.rank == 0 else super().experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
+        """Nothing: the whole configuration is in ``config.yaml``."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush, if anything was logged."""
+        if self._experiment is not None:
+            self._experiment.save()
