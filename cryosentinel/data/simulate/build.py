@@ -1,0 +1,215 @@
+"""Cutting a dataset from the simulated world: shards in the published format, the truth beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cryosentinel.data.chips import Chip, read_shard, write_shard
+from cryosentinel.data.simulate.config import SimulationConfig
+from cryosentinel.data.simulate.field import render_year
+from cryosentinel.data.simulate.ground import Window, make_ground
+from cryosentinel.data.simulate.labels import make_labels
+from cryosentinel.data.simulate.places import Place, chip_centre, draw_places
+from cryosentinel.data.simulate.truth import Truth, truth_folder, write_truth_shard
+from cryosentinel.data.split import assign_splits
+from cryosentinel.data.stats import RunningStatistics
+from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.files import read_json, write_json
+from cryosentinel.sensors import CHIP_SIZE
+
+STATISTICS_FILE = "dataset_stats_v3.json"
+RECORD_FILE = "simulation.json"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A group of places of one region: one shard a year."""
+
+    root: Path
+    region: str
+    number: int
+    places: tuple[Place, ...]
+    config: SimulationConfig
+
+    @property
+    def years(self) -> tuple[int, ...]:
+        return tuple(sorted({year for place in self.places for year in place.years}))
+
+    @property
+    def chips(self) -> int:
+        return sum(len(place.chips) * len(place.years) for place in self.places)
+
+    def paths(self, year: int) -> tuple[Path, Path]:
+        """The shard of a year and the one of its truth."""
+        name = Path(self.region, str(year), f"shard_{self.number:03d}.parquet")
+        return self.root / name, truth_folder(self.root) / name
+
+
+def chip_name(region: str, epsg: int, row: int, col: int, year: int) -> str:
+    """Identifier of a chip: region, zone, easting and northing of its upper left corner in units of 10 m, year."""
+    return f"{region}_{epsg - 32600:02d}N_{col:05d}_{-row:06d}_{year}"
+
+
+def _lake_split(lake_id: str) -> str:
+    """The older split by lakes, which the block split overrides: 80 / 10 / 10 by hash."""
+    if not lake_id:
+        return "train"
+    bucket = int(hashlib.sha1(lake_id.encode()).hexdigest()[:8], 16) % 100
+    return "train" if bucket < 80 else "val" if bucket < 90 else "test"
+
+
+def render_place(place: Place, seed: int) -> Iterator[tuple[Chip, Truth]]:
+    """The chips of a place with their truth, year by year."""
+    window = place.window
+    ground = make_ground(seed, place.epsg, window)
+    for year in place.years:
+        layers = render_year(ground, window, year)
+        for row, col in place.chips:
+            inner = Window(row, col, CHIP_SIZE, CHIP_SIZE)
+            at = inner.within(window)
+            cut = {name: np.ascontiguousarray(layer[(..., *at)]) for name, layer in layers.items()}
+            _, error, lake_id = make_labels(seed, place.epsg, inner, year)
+            lat, lon = chip_centre(place.epsg, row, col)
+            chip = Chip(
+                s2=cut["s2"],
+                s1=cut["s1"],
+                dem=cut["dem"],
+                mask=cut["mask"],
+                chip_id=chip_name(place.region, place.epsg, row, col, year),
+                region=place.region,
+                snapshot_year=year,
+                lat=lat,
+                lon=lon,
+                lake_id=lake_id,
+                split=_lake_split(lake_id),
+            )
+            yield chip, Truth(cut["truth"], cut["material"], cut["cloud"], cut["terrain_shadow"], error)
+
+
+def _run(job: _Job) -> tuple[int, RunningStatistics]:
+    """Make the shards of a job, or keep those that are there; returns the number of chips and training statistics."""
+    done = all(path.exists() for year in job.years for path in job.paths(year))
+    by_year: dict[int, list[Chip]] = {year: [] for year in job.years}
+    if done:
+        for year in job.years:
+            by_year[year] = read_shard(job.paths(year)[0])
+    else:
+        truths: dict[int, dict[str, Truth]] = {year: {} for year in job.years}
+        for place in job.places:
+            for chip, truth in render_place(place, job.config.seed):
+                by_year[chip.snapshot_year].append(chip)
+                truths[chip.snapshot_year][chip.chip_id] = truth
+        for year in job.years:
+            shard, truth_shard = job.paths(year)
+            write_truth_shard(truth_shard, truths[year])
+            write_shard(shard, by_year[year])
+    chips = [chip for year in job.years for chip in by_year[year]]
+    statistics = RunningStatistics()
+    splits = assign_splits(
+        np.array([chip.lat for chip in chips]),
+        np.array([chip.lon for chip in chips]),
+        job.config.block_size,
+        job.config.buffer_size,
+    )
+    for chip, split in zip(chips, splits, strict=True):
+        if split == "train":
+            statistics.add(chip.s2, chip.s1, chip.dem, chip.valid)
+    return len(chips), statistics
+
+
+def _jobs(root: Path, config: SimulationConfig) -> list[_Job]:
+    by_region: dict[str, list[Place]] = {}
+    for place in draw_places(config):
+        by_region.setdefault(place.region, []).append(place)
+    step = config.places_per_shard
+    return [
+        _Job(root, region, number, tuple(places[at : at + step]), config)
+        for region, places in by_region.items()
+        for number, at in enumerate(range(0, len(places), step))
+    ]
+
+
+def _check_root(root: Path, fingerprint: str) -> None:
+    """Refuse to mix with other data."""
+    record = root / RECORD_FILE
+    if record.exists():
+        found = read_json(record)
+        if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{root} holds a dataset simulated with another configuration or version; simulate into another "
+                "folder, or remove this one and its -truth sibling first."
+            )
+    elif root.exists() and any(root.rglob("*.parquet")):
+        raise InputError(f"{root} holds shards that were not simulated; simulate into another folder.")
+
+
+def simulate(
+    root: str | os.PathLike[str], config: SimulationConfig | None = None, workers: int = 2, progress: bool = True
+) -> Path:
+    """Simulate a dataset: ``<root>/<region>/<year>/shard_NNN.parquet``, and its truth under ``<root>-truth``.
+
+    Shards are written whole or not at all. An interrupted run goes on where it stopped; the result is the same, bit for
+    bit, for any number of workers.
+
+    Args:
+        root: folder to write; made if it is not there.
+        config: what to simulate; the quick preset by default.
+        workers: processes; 1 or 0 runs in this one.
+        progress: show a progress bar.
+
+    Returns:
+        ``root``, which also holds ``dataset_stats_v3.json`` (over the valid pixels of the training split) and
+        ``simulation.json`` (configuration, fingerprint, number of chips).
+
+    Raises:
+        InputError: the folder holds other data.
+        ConfigError: the configuration asks for more blocks than there are.
+    """
+    from tqdm.auto import tqdm
+
+    root = Path(root).absolute()
+    config = config or SimulationConfig()
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}; give 0 or more.")
+    fingerprint = config.fingerprint()
+    _check_root(root, fingerprint)
+    jobs = _jobs(root, config)
+    record = {"config": config.as_dict(), "fingerprint": fingerprint, "chips": sum(job.chips for job in jobs)}
+    write_json(root / RECORD_FILE, {**record, "complete": False})
+
+    results: dict[int, tuple[int, RunningStatistics]] = {}
+    with tqdm(total=record["chips"], desc="Simulate", unit="chip", disable=not progress) as bar:
+        if workers <= 1:
+            for number, job in enumerate(jobs):
+                results[number] = _run(job)
+                bar.update(results[number][0])
+        else:
+            # Spawned, not forked: the caller may hold threads (torch, GDAL), which a fork would freeze.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+                futures: dict[Future, int] = {pool.submit(_run, job): n for n, job in enumerate(jobs)}
+                try:
+                    for future in as_completed(futures):
+                        results[futures[future]] = future.result()
+                        bar.update(results[futures[future]][0])
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+    total = RunningStatistics()
+    for number in range(len(jobs)):  # in the order of the jobs: sums do not depend on who finished first
+        part = results[number][1]
+        if part.count:
+            total.merge(part.count, part.mean, part.deviations)
+    if total.count:
+        total.result().write(root / STATISTICS_FILE)
+    write_json(root / RECORD_FILE, {**record, "complete": True})
+    return root

@@ -1,0 +1,191 @@
+"""Where chips are cut: blocks by quota for each split, blind to what lies there but for the lake that is sought."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cryosentinel.data.simulate.config import SPLITS, SimulationConfig
+from cryosentinel.data.simulate.ground import Window
+from cryosentinel.data.simulate.lakes import CELL_PX, cell_lakes
+from cryosentinel.data.simulate.noise import Draw, key
+from cryosentinel.data.split import block_bucket
+from cryosentinel.errors import ConfigError
+from cryosentinel.geo import utm_epsg
+from cryosentinel.sensors import CHIP_SIZE, CHIP_STRIDE, PIXEL_SIZE_M, REGIONS
+
+
+@dataclass(frozen=True)
+class Place:
+    """Chips to cut.
+
+    Attributes:
+        region, epsg: name and UTM zone.
+        kind: "lake", "background", or "buffer" (near a block edge, on a lake).
+        chips: upper left corner (row, column) of each chip in absolute pixels, multiples of 112.
+        years: in which they are seen.
+    """
+
+    region: str
+    epsg: int
+    kind: str
+    chips: tuple[tuple[int, int], ...]
+    years: tuple[int, ...]
+
+    @property
+    def window(self) -> Window:
+        """The smallest window that holds all chips."""
+        rows, cols = zip(*self.chips, strict=True)
+        return Window(min(rows), min(cols), max(rows) - min(rows) + CHIP_SIZE, max(cols) - min(cols) + CHIP_SIZE)
+
+
+def chip_centre(epsg: int, row: int, col: int) -> tuple[float, float]:
+    """Latitude and longitude of a chip's centre from its upper left pixel."""
+    from pyproj import Transformer
+
+    half = CHIP_SIZE / 2
+    easting, northing = (col + half) * PIXEL_SIZE_M, -(row + half) * PIXEL_SIZE_M
+    lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(easting, northing)
+    return float(lat), float(lon)
+
+
+def _in_region(region: str, lat: float, lon: float) -> bool:
+    """Inside the region's box; the last region takes only what no other takes."""
+
+    def inside(name: str) -> bool:
+        west, south, east, north = REGIONS[name]
+        return west <= lon <= east and south <= lat <= north
+
+    names = list(REGIONS)
+    return inside(region) and not (region == names[-1] and any(map(inside, names[:-1])))
+
+
+def _blocks(config: SimulationConfig, region: str) -> Iterator[tuple[int, int, str]]:
+    """Blocks whose centre lies in a region with their split, in an order of chance that depends on the seed."""
+    west, south, east, north = REGIONS[region]
+    size = config.block_size
+    lat = np.arange(int(np.floor(south / size)), int(np.ceil(north / size)))
+    lon = np.arange(int(np.floor(west / size)), int(np.ceil(east / size)))
+    grid = np.stack(np.meshgrid(lat, lon, indexing="ij"), axis=-1).reshape(-1, 2)
+    order = np.random.Generator(np.random.Philox(key=key(config.seed, "blocks", region))).permutation(len(grid))
+    for i, j in grid[order].tolist():
+        if _in_region(region, (i + 0.5) * size, (j + 0.5) * size):
+            bucket = block_bucket(i, j)
+            yield i, j, "train" if bucket < 80 else "val" if bucket < 90 else "test"
+
+
+def _layout(windows: int, draw: Draw) -> tuple[tuple[int, int], ...]:
+    """Offsets of a place's chips in strides."""
+    if windows == 2:
+        return ((0, 0), (0, 1)) if draw.uniform() < 0.5 else ((0, 0), (1, 0))
+    return ((0, 0), (0, 1), (1, 0), (1, 1))[:windows]
+
+
+def _edge_distance(value: float, size: float) -> float:
+    part = value / size - np.floor(value / size)
+    return float(min(part, 1 - part) * size)
+
+
+def _place(
+    config: SimulationConfig, region: str, block: tuple[int, int], kind: str, years: tuple[int, ...]
+) -> Place | None:
+    """A place in a block, or None when it holds no lake where it was drawn, or the place would leave its block."""
+    from pyproj import Transformer
+
+    size, buffer = config.block_size, config.buffer_size
+    draw = Draw(config.seed, "place", region, kind, *block)
+    # Two kilometres more than the buffer, because a place is moved to its lake after it is drawn.
+    inset = 0.0 if kind == "buffer" else min(buffer + 0.012, size / 2)
+    lat = (block[0] * size) + draw.uniform(inset, size - inset)
+    lon = (block[1] * size) + draw.uniform(inset, size - inset)
+    epsg = utm_epsg(lat, lon)
+    easting, northing = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
+    row, col = int(-northing // PIXEL_SIZE_M), int(easting // PIXEL_SIZE_M)
+    if kind != "background":
+        lakes = [lake for lake in cell_lakes(config.seed, epsg, row // CELL_PX, col // CELL_PX) if lake.glacial]
+        if not lakes:
+            return None
+        lake = lakes[int(draw.uniform(0, len(lakes)))]
+        row, col = lake.row, lake.col
+    # The lake lies anywhere in the middle half of the first chip, on the grid of the published chips.
+    reach = CHIP_SIZE // 4
+    row, col = (
+        round((v - CHIP_SIZE / 2 + draw.uniform(-reach, reach)) / CHIP_STRIDE) * CHIP_STRIDE for v in (row, col)
+    )
+    chips = tuple((row + i * CHIP_STRIDE, col + j * CHIP_STRIDE) for i, j in _layout(config.windows, draw))
+    near = []
+    for r, c in chips:
+        at = chip_centre(epsg, r, c)
+        same = (int(np.floor(at[0] / size)), int(np.floor(at[1] / size))) == block
+        if utm_epsg(*at) != epsg or not _in_region(region, *at) or not same:
+            return None
+        near.append(min(_edge_distance(v, size) for v in at) < buffer)
+    if all(near) if kind != "buffer" else not any(near):
+        return None
+    if kind != "buffer" and any(near):
+        return None
+    return Place(region, epsg, kind, chips, years)
+
+
+def draw_places(config: SimulationConfig) -> list[Place]:
+    """All places of a dataset, in a fixed order.
+
+    Raises:
+        ConfigError: the regions hold too few blocks for the quotas.
+    """
+    # What is still to be found: (region, split, kind, years), regions in turn so that each gets its share of each split.
+    wanted: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {region: [] for region in config.regions}
+    turn, rotation = 0, Counter[str]()
+
+    def ask(split: str, kind: str) -> None:
+        nonlocal turn
+        region = config.regions[turn % len(config.regions)]
+        turn += 1
+        first, count = rotation[region], config.years_per_place[split]
+        rotation[region] += count
+        years = tuple(sorted(config.years[(first + i) % len(config.years)] for i in range(count)))
+        wanted[region].append((split, kind, years))
+
+    for split in SPLITS:
+        for _ in range(config.places[split]):
+            ask(split, "lake")
+    lakes = sum(config.places.values())
+    shares = {split: config.places[split] / lakes for split in SPLITS}
+    background = round(lakes * config.background / (1 - config.background))
+    extra = [split for split in SPLITS for _ in range(round(background * shares[split]))]
+    for split in extra:
+        ask(split, "background")
+    for _ in range(round((lakes + len(extra)) * config.buffer / (1 - config.buffer))):
+        ask("train", "buffer")
+
+    used: set[tuple[int, int]] = set()
+    places: list[Place] = []
+    blocks = {region: _blocks(config, region) for region in config.regions}
+    left: list[tuple[str, str, tuple[int, ...]]] = []
+    # A small region may run out of blocks of a split; what it cannot hold goes to the regions after it.
+    for region in (*config.regions, *config.regions):
+        waiting = wanted.pop(region, []) + left
+        for i, j, split in blocks[region]:
+            if not waiting:
+                break
+            if (i, j) in used:
+                continue
+            at = next((n for n, item in enumerate(waiting) if item[0] == split or item[1] == "buffer"), None)
+            if at is None:
+                continue
+            place = _place(config, region, (i, j), waiting[at][1], waiting[at][2])
+            if place is not None:
+                used.add((i, j))
+                places.append(place)
+                waiting.pop(at)
+        left = waiting
+    if left:
+        raise ConfigError(
+            f"The regions {', '.join(config.regions)} hold too few blocks: {len(left)} places were not found; lower "
+            "places or add regions."
+        )
+    order = {region: n for n, region in enumerate(config.regions)}
+    return sorted(places, key=lambda place: order[place.region])
