@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import InputError
-from cryosentinel.evaluation.metrics import metric_entry, parts
+from cryosentinel.evaluation.metrics import chip_keys, metric_entry, parts
 from cryosentinel.evaluation.scores import histograms
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def estimate(
 
 def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """``b`` in the order of ``a``."""
-    keys = [list(zip(t["chip_id"], t["region"], t["year"], strict=True)) for t in (a, b)]
+    keys = [chip_keys(t) for t in (a, b)]
     if keys[0] == keys[1]:
         return b
     where = {key: i for i, key in enumerate(keys[1])}

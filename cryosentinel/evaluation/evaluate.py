@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from cryosentinel.data.chips import Chip
 
-    #: From a chip to its reference mask, (H, W), lake where non-zero.
-    Reference = Callable[[Chip], np.ndarray]
-
 LABEL = "label"
 
 
@@ -40,6 +37,12 @@ class Store(Protocol):
     index: pd.DataFrame
 
     def __getitem__(self, row: int) -> Chip: ...
+
+
+class Reference(Protocol):
+    """From a chip to its reference mask: (H, W), lake where non-zero."""
+
+    def __call__(self, chip: Chip, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,23 @@ class Evaluation:
     def maps(self, split: str) -> ProbabilityMaps:
         """The probability maps of a split."""
         return ProbabilityMaps.open(self.folder, split)
+
+    def summary(self, threshold: float = 0.5) -> pd.DataFrame:
+        """Global IoU with its interval, and the mean per-chip IoU, by split and reference."""
+        import pandas as pd
+
+        from cryosentinel.evaluation.bootstrap import estimate
+        from cryosentinel.evaluation.metrics import score
+
+        rows = []
+        for (split, reference), table in self.tables.items():
+            found = estimate(table, "iou", threshold)
+            rows.append(
+                {"split": split, "reference": reference, "chips": found.n, "threshold": threshold, "iou": found.value,
+                 "low": found.low, "high": found.high, "mean_chip_iou": score(table, "mean_chip_iou", threshold),
+                 "reason": found.reason}
+            )  # fmt: skip
+        return pd.DataFrame(rows).set_index(["split", "reference"])
 
 
 def table_path(folder: str | os.PathLike[str], split: str, reference: str = LABEL) -> Path:
@@ -102,11 +122,15 @@ def chip_batches(store: Store, rows: Sequence[int], batch_size: int) -> Iterator
 
 
 def _key(digest: str, settings: Mapping[str, Any], index: pd.DataFrame, rows: Sequence[int]) -> str:
-    """Digest of everything the probability maps depend on, as far as the index tells chips apart."""
+    """Digest of everything the probability maps depend on, as far as the index tells chips apart.
+
+    All numbers of the index enter: a store's shares of water, valid pixels and MNDWI follow the images, so that chips
+    made again under the same names are not taken for the old ones.
+    """
     import pandas as pd
 
     chosen = index.iloc[list(rows)]
-    columns = [c for c in ("chip_id", "region", "year", "lat", "lon", "water_frac") if c in chosen]
+    columns = ["chip_id", "region", *sorted(chosen.select_dtypes("number").columns)]
     text = json.dumps([digest, dict(settings), [int(r) for r in rows]], sort_keys=True, default=str)
     hashes = pd.util.hash_pandas_object(chosen[columns], index=False).to_numpy()
     return hashlib.sha256(text.encode() + hashes.tobytes()).hexdigest()

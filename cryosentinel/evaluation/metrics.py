@@ -187,10 +187,15 @@ def best_threshold(table: pd.DataFrame, metric: str = "iou", thresholds: Sequenc
             f"No threshold can be chosen by {metric}: these {len(table)} chips hold no lake and no prediction."
         )
     tied = np.flatnonzero(values == np.nanmax(values))
-    return float(min((thresholds[i] for i in tied), key=lambda t: (abs(t - 0.5), t)))
+    return float(min((thresholds[i] for i in tied.tolist()), key=lambda t: (abs(t - 0.5), t)))
 
 
 ALL_THRESHOLDS: tuple[float, ...] = tuple(k / BINS for k in range(1, BINS))
+
+
+def chip_keys(table: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """What tells chips apart: (chip_id, region, year); where region boxes overlap, a chip_id may appear in both."""
+    return list(zip(table["chip_id"], table["region"], table["year"], strict=True))
 
 
 def exclude(table: pd.DataFrame, chip_ids: Sequence[str]) -> pd.DataFrame:
@@ -219,10 +224,16 @@ def substitute(table: pd.DataFrame, corrected: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rest = exclude(table, list(corrected["chip_id"]))
-    order = {chip: i for i, chip in enumerate(table["chip_id"])}
-    joined = pd.concat([rest, corrected], ignore_index=True)
-    joined = joined.iloc[np.argsort([order[c] for c in joined["chip_id"]], kind="stable")].reset_index(drop=True)
+    place = {key: i for i, key in enumerate(chip_keys(table))}
+    where = [place.get(key, -1) for key in chip_keys(corrected)]
+    if -1 in where:
+        chip = corrected["chip_id"].iloc[where.index(-1)]
+        raise InputError(f"The score table has no chip {chip!r}; the corrected masks belong to another split.")
+    kept = np.setdiff1d(np.arange(len(table)), where)
+    if not len(kept):
+        return corrected.iloc[np.argsort(where)].reset_index(drop=True)
+    joined = pd.concat([table.iloc[kept], corrected], ignore_index=True) if where else table.copy()
+    joined = joined.iloc[np.argsort([*kept, *where], kind="stable")].reset_index(drop=True)
     joined.attrs = dict(table.attrs)
     return joined
 

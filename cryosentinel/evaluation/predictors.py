@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Predictor(Protocol):
     """Anything that turns a batch into probabilities.
 
-    An attribute ``settings`` (plain values that change the prediction: flips, precision, ...) enters the digest by which
-    an evaluation knows whether its outputs are already there; a predictor without one has no settings.
+    An attribute ``settings`` (plain values that change the prediction: flips, precision, ...) enters the digest by
+    which an evaluation knows whether its outputs are already there; a predictor without one has no settings.
     """
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""Indices as probabilities, the pixel classifier, and calibration from the histograms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryosentinel.data.chips import Chip
+from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.evaluation import calibration, metrics
+from cryosentinel.evaluation.baselines import (
+    PixelClassifier,
+    evaluate_baselines,
+    index_predictor,
+    pixel_features,
+    sample_pixels,
+)
+from cryosentinel.indices import mndwi, ndwi
+
+SIZE = 32
+
+
+class WaterStore:
+    """Lakes that MNDWI half sees and VV sees well."""
+
+    def __init__(self, n: int = 18, lakes: bool = True) -> None:
+        rng = np.random.default_rng(0)
+        self.chips = []
+        for i in range(n):
+            mask = np.zeros((SIZE, SIZE), np.uint8)
+            if lakes:
+                mask[8:20, 4 + i % 8 : 16 + i % 8] = 1
+            noise = rng.normal(0, 400, (12, SIZE, SIZE))
+            s2 = (2000 + noise).clip(1, 10_000).astype(np.uint16)
+            s2[10] = np.where(mask, 1500 + noise[10], 2200 + noise[10]).clip(1, 10_000)
+            s2[:, :2, :2] = 0
+            s1 = np.where(mask, -20, -10) + rng.normal(0, 1.5, (2, SIZE, SIZE))
+            dem = np.full((1, SIZE, SIZE), 3500, np.int16)
+            self.chips.append(
+                Chip(s2, s1.astype(np.float32), dem, mask, f"c{i}", "ile_alatau", 2022, 42.0 + i, 77.0)
+            )  # fmt: skip
+        self.index = pd.DataFrame(
+            [{"chip_id": c.chip_id, "region": c.region, "year": 2022, "lat": c.lat, "lon": 77.0} for c in self.chips]
+        )
+
+    def __getitem__(self, row: int) -> Chip:
+        return self.chips[row]
+
+
+ROWS = {"train": range(6), "val": range(6, 12), "test": range(12, 18)}
+
+
+def test_indices_become_probabilities_without_losing_a_threshold():
+    torch = pytest.importorskip("torch")
+    s2 = np.random.default_rng(0).integers(0, 16_000, (2, 12, 8, 8)).astype(np.float32)
+    for name, function in (("mndwi", mndwi), ("ndwi", ndwi)):
+        found = index_predictor(name)({"S2L2A": torch.from_numpy(s2)})
+        assert found.min() >= 0 and found.max() <= 1 and found.dtype == np.float32
+        np.testing.assert_allclose(found, (function(s2) + 1) / 2, atol=1e-6)
+    with pytest.raises(ConfigError, match="no index 'ndvi'"):
+        index_predictor("ndvi")
+
+
+def test_pixel_features_keep_bands_and_pixels_apart():
+    rng = np.random.default_rng(0)
+    s2, s1, dem = (rng.random((2, c, 3, 4)).astype(np.float32) * 1000 for c in (12, 2, 1))
+    features = pixel_features(s2, s1, dem)
+    assert features.shape == (24, 17)
+    pixel = features.reshape(2, 3, 4, 17)[1, 2, 3]
+    np.testing.assert_array_equal(pixel[:15], np.concatenate([s2[1, :, 2, 3], s1[1, :, 2, 3], dem[1, :, 2, 3]]))
+    assert pixel[15] == ndwi(s2)[1, 2, 3] and pixel[16] == mndwi(s2)[1, 2, 3]
+
+
+def test_the_sample_is_seeded_valid_and_weighted_back():
+    store = WaterStore()
+    features, lake, weight = sample_pixels(store, range(6), per_class=50)
+    again = sample_pixels(store, range(6), per_class=50)
+    for a, b in zip((features, lake, weight), again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(features, sample_pixels(store, range(6), per_class=50, seed=1)[0])
+    assert len(lake) == 600 and lake.sum() == 300
+    share = np.average(lake, weights=weight)
+    assert share == pytest.approx(6 * 144 / (6 * (SIZE**2 - 4)))  # the prevalence among valid pixels
+    assert (features[:, :12].max(axis=1) > 0).all()  # none without data
+    part = sample_pixels(store, [3], per_class=50)[0]
+    np.testing.assert_array_equal(part, features[300:400])  # a chip's draw does not depend on the others
+
+
+def test_a_sample_of_one_class_is_refused():
+    with pytest.raises(InputError, match="hold no valid lake pixels"):
+        sample_pixels(WaterStore(lakes=False), range(3))
+
+
+def test_baselines_share_the_evaluation_path(tmp_path):
+    pytest.importorskip("torch")
+    store = WaterStore()
+    found = evaluate_baselines(store, ROWS, tmp_path, {"truth": lambda chip: chip.mask}, progress=False)
+    scores = {}
+    for name, evaluation in found.items():
+        assert set(evaluation.tables) == {(s, r) for s in ("val", "test") for r in ("label", "truth")}
+        best = metrics.best_threshold(evaluation.table("val"), thresholds=metrics.ALL_THRESHOLDS)
+        scores[name] = metrics.score(evaluation.table("test"), "iou", best)
+    # All bands beat one index, and the index that looks at B11 beats the one that does not.
+    assert scores["pixel"] > 0.9 > scores["mndwi"] > scores["ndwi"]
+
+    class Untouchable(WaterStore):
+        def __getitem__(self, row):
+            raise AssertionError("a finished baseline reads no chip")
+
+    again = evaluate_baselines(Untouchable(), ROWS, tmp_path, {"truth": lambda chip: chip.mask}, progress=False)
+    assert metrics.score(again["pixel"].table("test")) == metrics.score(found["pixel"].table("test"))
+
+
+def test_another_training_split_is_another_classifier():
+    store = WaterStore()
+    assert PixelClassifier(store, range(6)).settings != PixelClassifier(store, range(5)).settings
+
+
+# --- calibration -------------------------------------------------------------------------------------------------
+
+
+def histogram_table(probability: np.ndarray, label: np.ndarray) -> pd.DataFrame:
+    from cryosentinel.evaluation.scores import ScoreBuilder, probability_bins
+
+    index = pd.DataFrame({"chip_id": ["c"], "region": "r", "year": 2022, "lat": 0.0, "lon": 0.0})
+    builder = ScoreBuilder(index, np.array(["0|0"]))
+    builder.add(0, probability_bins(probability), label, np.ones(label.shape, bool))
+    return builder.table()
+
+
+def test_reliability_agrees_with_sklearn():
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss
+
+    rng = np.random.default_rng(0)
+    probability = rng.random((100, 100), dtype=np.float32)
+    label = rng.random((100, 100)) < probability**2
+    table = histogram_table(probability, label)
+    observed, predicted = calibration_curve(label.ravel(), probability.ravel(), n_bins=20)
+    curve = calibration.reliability(table)
+    np.testing.assert_allclose(curve["observed"], observed, atol=1e-12)
+    np.testing.assert_allclose(curve["predicted"], predicted, atol=0.0025)
+    assert calibration.brier_score(table) == pytest.approx(
+        brier_score_loss(label.ravel(), probability.ravel()), abs=1e-3
+    )
+    honest = histogram_table(probability, rng.random((100, 100)) < probability)
+    assert calibration.calibration_error(honest) < 0.05 < calibration.calibration_error(table)
+    with pytest.raises(ConfigError, match="must divide 200"):
+        calibration.reliability(table, 30)
