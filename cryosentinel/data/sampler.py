@@ -37,7 +37,7 @@ class BalancedSampler(DistributedSampler):
         self, positive: np.ndarray, ratio: float | None = 3.0, seed: int = 42, num_replicas: int = 1, rank: int = 0
     ) -> None:
         positive = np.asarray(positive, dtype=bool)
-        super().__init__(range(len(positive)), num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        super().__init__(positive, num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
         if not len(positive):
             raise InputError("There is no chip to draw from; the training split is empty.")
         if ratio is not None and not ratio > 0:
@@ -96,7 +96,7 @@ class ResumableLoader(DataLoader):
     _taken = 0
     _resume_at = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of it
         sampler = self.sampler
         self._taken, self._resume_at = self._resume_at, 0
         if isinstance(sampler, BalancedSampler):
@@ -110,9 +110,11 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches taken of the current epoch, 0 at its end."""
-        taken = self._taken if self._taken < len(self) else 0
-        return {"batches": taken, "epoch": getattr(self.sampler, "epoch", 0)}
+        """The epoch, and the batches taken of it; a finished epoch is the next one with none taken."""
+        epoch = getattr(self.sampler, "epoch", 0)
+        if self._taken >= len(self):
+            return {"epoch": epoch + 1, "batches": 0}
+        return {"epoch": epoch, "batches": self._taken}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Let the next pass start after the batches that were taken."""

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from cryosentinel.data import sanity
-from cryosentinel.data.cache import INDEX, PIXELS, convert, default_cache_dir
-from cryosentinel.data.pixels import LAYOUT, Chip
+from cryosentinel.data.cache import INDEX, PIXELS, convert, default_cache_dir, entry_of
+from cryosentinel.data.pixels import Chip
 from cryosentinel.errors import ConfigError, InputError
 
 PLACE_DIGITS = 5  # degrees: about a metre; two chips of one year nearer than that are one chip
@@ -73,16 +73,20 @@ class ChipStore:
     def __getitem__(self, position: int) -> Chip:
         """The chip at a position of the index, unclipped. Its arrays are read-only views of the memory map."""
         record, row = self.record(position), self.index.iloc[int(position)]
-        place = {name: None if np.isnan(row[name]) else float(row[name]) for name in ("lat", "lon")}
+        lat, lon = (None if np.isnan(row[name]) else float(row[name]) for name in ("lat", "lon"))
         return Chip(
-            **{name: np.asarray(record[name]) for name in LAYOUT},
+            s2=record["s2"],
+            s1=record["s1"],
+            dem=record["dem"],
+            mask=record["mask"],
             chip_id=row["chip_id"],
             region=row["region"],
             snapshot_year=int(row["year"]),
+            lat=lat,
+            lon=lon,
             lake_id=row["lake_id"],
             split=row["published_split"],
             water_frac=float(row["water_frac"]),
-            **place,
         )
 
     def __iter__(self) -> Iterator[Chip]:
@@ -225,8 +229,6 @@ def find_shards(
 def _convert_all(shards: dict[str, Path], cache_dir: Path, workers: int | None) -> dict[str, Path]:
     """Convert what is not converted yet, in threads (decoding and copying run outside Python's lock)."""
     from tqdm.auto import tqdm
-
-    from cryosentinel.data.cache import entry_of
 
     try:
         entries = {name: entry_of(cache_dir, name, path) for name, path in shards.items()}
