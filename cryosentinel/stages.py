@@ -136,6 +136,21 @@ class Study:
         """Add entries to the metrics file; see :func:`cryosentinel.evaluation.metrics.metric_entry` for their form."""
         write_json(self.metrics_path, dict(sorted({**self.metrics(), **entries}.items())))
 
+    def entry(
+        self, value: float | None, n: int, source: str, reason: str = "no interval is computed"
+    ) -> dict[str, Any]:
+        """An entry of the metrics file without an interval, for :meth:`record`.
+
+        Args:
+            value: the figure; None with a ``reason`` that says why.
+            n: how many chips, lakes or pixels it rests on.
+            source: what computed it.
+            reason: why there is no interval.
+        """
+        from cryosentinel.evaluation.metrics import metric_entry
+
+        return metric_entry(value, None, None, n, self.kind, source, reason)
+
     def note_time(self, stage: str, seconds: float) -> None:
         """Add the wall time of a stage that was made to ``timings.json``."""
         path = self.out / "timings.json"
@@ -290,3 +305,20 @@ class Study:
         found = self.evaluate(ckpt)
         rule = AuditRule(worst=worst, control=control)
         return audit(found.maps("test"), self.datamodule.store, found.table("test"), rule, progress=True)
+
+    def real_chips(self, folder: str | os.PathLike[str] = "") -> Path | None:
+        """The folder of real chips laid out as TerraMesh, or None where there is none.
+
+        Args:
+            folder: given explicitly; else ``$CRYOSENTINEL_REAL_DATA/terramesh_chips``.
+
+        Raises:
+            InputError: a folder was given and is not there.
+        """
+        if folder:
+            if not Path(folder).is_dir():
+                raise InputError(f"There is no folder {folder} of real chips; leave it out to skip them.")
+            return Path(folder)
+        root = os.environ.get("CRYOSENTINEL_REAL_DATA")
+        found = Path(root) / "terramesh_chips" if root else None
+        return found if found is not None and found.is_dir() else None

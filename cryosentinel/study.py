@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,17 @@ def _made_with(chapter: Path) -> str | None:
         return None
 
 
+def _as_chapter(executed: dict[str, Any], key: str) -> dict[str, Any]:
+    """An executed notebook as a page: without progress bars, and without what papermill notes of this machine."""
+    executed["metadata"].pop("papermill", None)
+    executed["metadata"]["cryosentinel"] = {"key": key}
+    for cell in executed["cells"]:
+        cell["metadata"].pop("papermill", None)
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    return executed
+
+
 def run_study(
     preset: str = "quick",
     out: str | Path | None = None,
@@ -113,8 +125,9 @@ def run_study(
         with replacing(target) as part:
             try:
                 papermill.execute_notebook(
-                    str(source), str(part), parameters=given[name], cwd=str(project_root()), log_output=True,
-                    stderr_file=None, progress_bar=True,
+                    str(source), str(part), parameters=given[name], cwd=str(project_root()), progress_bar=False,
+                    # The cells' own bars and announcements, as they come; the kernel's chatter stays out of them.
+                    stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"],
                 )  # fmt: skip
             except papermill.exceptions.PapermillExecutionError as error:
                 failed = study.out / "failed" / f"{name}.ipynb"
@@ -124,11 +137,7 @@ def run_study(
                     f"Notebook {name} failed with {error.ename}: {error.evalue} (whole output in {failed}); "
                     "mend it and run the study again, it goes on from there."
                 ) from None
-            executed = json.loads(part.read_text(encoding="utf-8"))
-            executed["metadata"]["cryosentinel"] = {"key": key, "preset": preset}
-            # Papermill notes the paths of this machine in the metadata; a page needs none of them.
-            executed["metadata"].pop("papermill", None)
-            part.write_text(json.dumps(executed, indent=1), encoding="utf-8")
+            part.write_text(json.dumps(_as_chapter(json.loads(part.read_text("utf-8")), key), indent=1), "utf-8")
         study.note_time(f"notebook_{name}", time.monotonic() - begun)
     print(f"Study {preset}: {study.metrics_path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     return study.metrics_path

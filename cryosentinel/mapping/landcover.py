@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cryosentinel.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Classes of the land-cover layer that TerraMesh ships with its chips (ESRI's annual land cover, renumbered).
 TERRAMESH_CLASSES = {
@@ -81,3 +85,42 @@ def score_terramesh(
             found = water_by_class(water.read(1), cover.read(1))
         rows += [{"chip": s2.stem, **row, "water": result["water"]} for row in found]
     return rows
+
+
+def draw_terramesh(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]) -> Figure:
+    """True colour, land cover and predicted water of each scored chip.
+
+    Args:
+        rows: from :func:`score_terramesh`.
+        folder: the same folder of chips.
+    """
+    import matplotlib.pyplot as plt
+    import rasterio
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    from cryosentinel.data.views import composite
+
+    predictions = {row["chip"]: row["water"] for row in rows}
+    colours = plt.get_cmap("tab10").colors
+    shown: set[int] = set()
+    figure, axes = plt.subplots(
+        len(predictions), 3, figsize=(9, 3 * len(predictions)), squeeze=False, layout="constrained"
+    )
+    for line, (chip, path) in zip(axes, predictions.items(), strict=True):
+        arrays = []
+        for source in (Path(folder) / "S2L2A" / f"{chip}.tif", Path(folder) / "LULC" / f"{chip}.tif", path):
+            with rasterio.open(source) as raster:
+                arrays.append(raster.read())
+        line[0].imshow(composite(arrays[0]))
+        line[1].imshow(arrays[1][0], cmap=ListedColormap(colours), vmin=0, vmax=9, interpolation="nearest")
+        line[2].imshow(arrays[2][0] == 1, cmap=ListedColormap(["#dddddd", colours[0]]), vmin=0, vmax=1)
+        line[0].set_ylabel(chip, fontsize=8)
+        shown |= set(np.unique(arrays[1][0]).tolist())
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], ("true colour, real", "land cover (reference)", "predicted lake"), strict=True):
+        ax.set_title(title, fontsize=10)
+    patches = [Patch(color=colours[n], label=TERRAMESH_CLASSES.get(n, str(n))) for n in sorted(shown)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
+    return figure

@@ -326,3 +326,14 @@ def _load_initial(segmenter: Segmenter, source: str) -> None:
         load_backbone(segmenter.net, checkpoint["state_dict"], source)
     else:
         load_state(segmenter, segmenter_state(checkpoint, source=source), source)
+
+
+def parameter_counts(segmenter: Segmenter) -> dict[str, int]:
+    """Trainable and frozen parameters by part: encoder, decoder (necks and head included), refiner, and their total."""
+    counts = {"encoder": 0, "decoder": 0, "refiner": 0}
+    for name, parameter in segmenter.named_parameters():
+        if name.startswith("refiner."):
+            counts["refiner"] += parameter.numel()
+        else:
+            counts["decoder" if Segmenter.block_of(name) is None else "encoder"] += parameter.numel()
+    return {**counts, "total": sum(counts.values())}
