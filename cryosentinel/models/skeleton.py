@@ -59,7 +59,7 @@ class Skeleton:
         """
         if not block.numel():
             return
-        data = memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
+        data = memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         self._checksums[name] = zlib.crc32(data, self._checksums[name])
         offset = self._offsets[name] + position
         while data:

@@ -112,19 +112,19 @@ def _write_mean(
     members: list[_Member], out: str | os.PathLike[str], rule: str, digests: bool, metadata: Mapping[str, Any]
 ) -> Path:
     first = members[0]
-    note = {
-        "rule": rule,
-        "members": [
-            {"name": m.path.name, "epoch": m.checkpoint.get("epoch"), "global_step": m.checkpoint.get("global_step")}
-            for m in members
-        ],
-    }
+    entries: list[dict[str, Any]] = [
+        {"name": m.path.name, "epoch": m.checkpoint.get("epoch"), "global_step": m.checkpoint.get("global_step")}
+        for m in members
+    ]
     if digests:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets go of the interpreter lock
-            for entry, digest in zip(note["members"], pool.map(sha256, [m.path for m in members]), strict=True):
+            for entry, digest in zip(entries, pool.map(sha256, [m.path for m in members]), strict=True):
                 entry["sha256"] = digest
     kept = {k: v for k, v in first.checkpoint.items() if k == "hyper_parameters"}
-    with replacing(out) as part, Skeleton(part, first.state, {**kept, **metadata, "soup": note}) as skeleton:
+    with (
+        replacing(out) as part,
+        Skeleton(part, first.state, {**kept, **metadata, "soup": {"rule": rule, "members": entries}}) as skeleton,
+    ):
         for name in first.state:
             _write_tensor(skeleton, name, members)
     return Path(out)

@@ -70,6 +70,7 @@ class _Call:
     """A callable that a pickle may use but not change."""
 
     __slots__ = ("_function",)
+    _function: Any
 
     def __init__(self, function: Any) -> None:
         object.__setattr__(self, "_function", function)
