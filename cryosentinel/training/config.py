@@ -126,8 +126,8 @@ def run_parser(with_files: bool = False) -> ArgumentParser:
             help="auto: go on from the folder's last.ckpt; never: begin anew; or a checkpoint to go on from.",
         )  # fmt: skip
     parser.add_class_arguments(RunConfig)
-    # The seed of the run is that of the data, too.
-    parser.add_class_arguments(ChipDataModule, "data", skip={"seed"})
+    parser.add_class_arguments(ChipDataModule, "data")
+    parser.link_arguments("seed", "data.seed")
     return parser
 
 

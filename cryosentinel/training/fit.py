@@ -117,7 +117,6 @@ def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, Chip
 
 def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any) -> Path:
     run, data, plain = build(parser, namespace)
-    data.seed = run.seed
     folder = Path(run_dir) if run_dir is not None else Path("outputs/runs") / run.run_name
     fingerprint = data_fingerprint(Path(data.root))
     if resume in (None, "never"):
@@ -336,6 +335,8 @@ def _quiet() -> Iterator[None]:
                 ".*GPU available but not used.*",
                 ".*sync_dist=True.*",  # counts are summed over the ranks before the score is logged
                 ".*treespec.*",
+                ".*is smaller than the logging interval.*",  # the log has one row an epoch, whatever the interval
+                ".*You have overridden `on_before_batch_transfer`.*",  # on purpose: the task looks, the data augment
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
