@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+Preset = Literal["tiny", "quick", "standard"]
+
 
 def study(
-    preset: Literal["tiny", "quick", "standard"] = "quick",
+    preset: Preset = "quick",
     out: Path | None = None,
     chapters: Path | None = None,
     parameters: dict[str, Any] | None = None,
@@ -32,7 +34,7 @@ def study(
 
 def simulate(
     root: Path,
-    preset: Literal["tiny", "quick", "standard"] = "quick",
+    preset: Preset = "quick",
     seed: int | None = None,
     workers: int = 2,
 ) -> None:
@@ -66,53 +68,73 @@ def soup(run: Path, out: Path | None = None) -> None:
 
 
 def evaluate(
-    ckpt: str,
-    data: Path,
-    out: Path | None = None,
-    splits: tuple[str, ...] = ("val", "test"),
+    ckpt: str = "soup.ckpt",
+    preset: Preset = "quick",
+    data: Path | None = None,
     flips: Literal[1, 2, 4] = 4,
-    runs: Path = Path("outputs/runs"),
+    out: str = "",
+    model: Path | None = None,
+    statistics: Path | None = None,
 ) -> None:
-    """Score a checkpoint against the labels, and against the known truth where there is one.
+    """Score a checkpoint on the validation and test splits: against the labels, and the known truth where there is one.
 
     Args:
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
-        data: folder of shards in the published format.
-        out: folder for diagnostics/; the checkpoint's run folder by default.
-        splits: which splits.
+        preset: the simulated chips to score on, and the configuration that splits them.
+        data: folder of chips in the published format to score on instead.
         flips: test-time flips averaged in logit space.
-        runs: where bare names are looked for.
+        out: folder for metrics.json and diagnostics/; a new one under outputs/runs by default.
+        model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
+        statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    from cryosentinel.stages import evaluate_checkpoint
+    import pandas as pd
 
-    result = evaluate_checkpoint(ckpt, data, out=out, splits=splits, flips=flips, runs=runs)
-    print(result.summary().to_string())
+    from cryosentinel.evaluation.summary import headline
+    from cryosentinel.stages import Study
+
+    study = Study(preset, out=out, data=data or "", notebook="evaluate", model=model, statistics=statistics)
+    result = study.evaluate(ckpt, flips=flips)
+    entries = headline(result.tables, study.kind, f"cryosentinel evaluate --ckpt {ckpt}", tta=flips > 1)
+    study.record(entries)
+    print(pd.DataFrame(entries).T[["value", "low", "high", "n", "data"]].to_string())
+    print(study.metrics_path)
 
 
 def audit(
-    ckpt: str,
-    data: Path,
-    out: Path | None = None,
-    split: str = "test",
+    ckpt: str = "soup.ckpt",
+    preset: Preset = "quick",
+    data: Path | None = None,
     worst: int = 20,
     control: int = 20,
-    runs: Path = Path("outputs/runs"),
+    out: str = "",
+    model: Path | None = None,
+    statistics: Path | None = None,
 ) -> None:
-    """Compare label, MNDWI and prediction of a split in both directions, and score the corrected labels.
+    """Compare label, MNDWI and prediction of the test split in both directions, and score the corrected labels.
 
     Args:
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
-        data: folder of shards in the published format.
-        out: folder for the verdict table and the figures; RUN/audit by default.
-        split: which split.
-        worst: number of chips with the largest disagreement to judge.
-        control: number of chips drawn at random beside them.
-        runs: where bare names are looked for.
+        preset: the simulated chips to audit, and the configuration that splits them.
+        data: folder of chips in the published format to audit instead.
+        worst: chips with the largest disagreement that are shown.
+        control: chips drawn at random beside them.
+        out: folder for verdicts.csv and diagnostics/; a new one under outputs/runs by default.
+        model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
+        statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    from cryosentinel.stages import audit_checkpoint
+    from cryosentinel.evaluation.bootstrap import estimate
+    from cryosentinel.files import write_text
+    from cryosentinel.stages import Study
 
-    result = audit_checkpoint(ckpt, data, out=out, split=split, worst=worst, control=control, runs=runs)
-    print(result.verdicts.to_string())
+    study = Study(preset, out=out, data=data or "", notebook="audit", model=model, statistics=statistics)
+    result = study.audit(ckpt, worst=worst, control=control)
+    write_text(study.out / "verdicts.csv", result.verdicts.to_csv(index=False))
+    print(result.verdicts.groupby(["sample", "verdict"]).size().to_string())
+    for name, table in result.variants().items():
+        found = estimate(table, "iou", result.rule.threshold)
+        interval = f" [{found.low:.4f}, {found.high:.4f}]" if found.low is not None else f" ({found.reason})"
+        print(f"test IoU, {name.replace('_', ' ')}: {found.value:.4f}{interval}, {found.n} chips")
+    print(study.out / "verdicts.csv")
 
 
 def predict(
@@ -124,7 +146,8 @@ def predict(
     overlap: int = 112,
     batch_size: int = 8,
     device: str = "cpu",
-    runs: Path = Path("outputs/runs"),
+    model: Path | None = None,
+    statistics: Path | None = None,
 ) -> None:
     """Map water over 15-band GeoTIFF scenes of any size.
 
@@ -137,12 +160,14 @@ def predict(
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
         device: cpu or cuda.
-        runs: where bare names are looked for.
+        model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
+        statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     from cryosentinel.mapping.scene import predict_scene
-    from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
+    from cryosentinel.models.checkpoint import resolve_checkpoint
+    from cryosentinel.stages import open_segmenter, outputs
 
-    segmenter = load_segmenter(resolve_checkpoint(ckpt, runs), device=device)
+    segmenter = open_segmenter(resolve_checkpoint(ckpt, outputs() / "runs"), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter, scene, out, threshold=threshold, flips=flips, overlap=overlap, batch_size=batch_size
@@ -165,3 +190,71 @@ def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int = 0, s1_linea
     from cryosentinel.data.stack import stack_rasters
 
     print(stack_rasters(s2, s1, dem, out, s2_offset=s2_offset, s1_linear=s1_linear))
+
+
+def split(
+    data: Path,
+    block_size: float = 0.15,
+    buffer: float = 0.02,
+    rule: Literal["edge", "foreign"] = "edge",
+    earlier_block_size: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Assign chips to hash blocks, and certify what the split promises: overlapping pairs, smallest distance.
+
+    Args:
+        data: folder of chips in the published format.
+        block_size: side of a block, degrees: 0.15 in the published finetune, 0.25 in the pretraining.
+        buffer: degrees; chips whose centre lies nearer to an edge are dropped.
+        rule: edge drops at every block edge (published); foreign only at edges to another split.
+        earlier_block_size: also report how many validation and test chips a stage split with this size trained on.
+        out: CSV of chip_id and split to write.
+    """
+    from cryosentinel.data.split import assign_splits, certificate, stage_certificate
+    from cryosentinel.data.store import ChipStore
+    from cryosentinel.files import write_text
+
+    index = ChipStore(data).index
+    lat, lon = index["lat"].to_numpy(), index["lon"].to_numpy()
+    splits = assign_splits(lat, lon, block_size, buffer, rule=rule)
+    print(certificate(lat, lon, splits, index["year"].to_numpy()))
+    if earlier_block_size is not None:
+        earlier = assign_splits(lat, lon, earlier_block_size, buffer, rule=rule)
+        for name, row in stage_certificate((lat, lon, earlier), (lat, lon, splits)).items():
+            print(f"{name}: {row['seen']} of {row['chips']} chips share pixels with the earlier stage's training chips")
+    if out is not None:
+        write_text(out, index[["chip_id", "region", "year"]].assign(split=splits).to_csv(index=False))
+        print(out)
+
+
+def download(
+    out: Path,
+    repo: str = "abzal-glw/cryosentinel-glof-v3",
+    revision: str = "main",
+    regions: list[str] | None = None,
+    years: list[int] | None = None,
+) -> None:
+    """Fetch published chips from the hub, by region and year; a download that broke off goes on.
+
+    Args:
+        out: folder of the shards.
+        repo: dataset on the hub, owner/name.
+        revision: branch, tag or commit; pin a commit for a study.
+        regions: only these; all by default.
+        years: only these; all by default.
+    """
+    from cryosentinel.hub import download_dataset
+
+    print(download_dataset(repo, revision=revision, regions=regions, years=years, local_dir=out))
+
+
+def convert(src: Path, dst: Path) -> None:
+    """Turn a checkpoint whose pickle holds foreign objects into safetensors, without running anything that it holds.
+
+    Args:
+        src: the checkpoint (.ckpt, .pt).
+        dst: the .safetensors file to write.
+    """
+    from cryosentinel.models.convert import convert as run
+
+    print(run(src, dst))

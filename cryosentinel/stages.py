@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cryosentinel.data.simulate.truth import TruthStore
     from cryosentinel.evaluation.audit import Audit
     from cryosentinel.evaluation.evaluate import Evaluation
+    from cryosentinel.models.segmenter import Segmenter
 
 PRESET_NAMES = ("tiny", "quick", "standard")
 SOUP = "soup.ckpt"
@@ -73,6 +74,33 @@ def make_soup(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
     return out
 
 
+def open_segmenter(
+    ckpt: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
+    statistics: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Segmenter:
+    """The segmenter of a checkpoint, in evaluation mode.
+
+    Args:
+        ckpt: the file.
+        model: configuration of a run (``configs/<name>.yaml``), for a checkpoint that does not say what model it holds,
+            as the published ones.
+        statistics: ``dataset_stats_v3.json``, for a checkpoint that holds none.
+        device: where the model goes.
+    """
+    from cryosentinel.models.checkpoint import load_segmenter
+    from cryosentinel.sensors import Statistics
+
+    config = None
+    if model is not None:
+        from cryosentinel.training.config import parse
+        from cryosentinel.training.fit import build
+
+        config = build(*parse(str(model)))[0].model
+    return load_segmenter(ckpt, config, Statistics.read(statistics) if statistics is not None else None, device)
+
+
 class Study:
     """One study: a preset of the embedded benchmark or a folder of published chips, a run on it, and its figures.
 
@@ -82,6 +110,7 @@ class Study:
             string for a new folder under ``outputs/runs``, as notebooks use that are run by hand.
         data: folder of shards in the published format to use instead of the simulated ones.
         notebook: who asks; names the new folder.
+        model, statistics: see :func:`open_segmenter`; for checkpoints that do not describe themselves.
 
     Raises:
         ConfigError: an unknown preset.
@@ -89,7 +118,13 @@ class Study:
     """
 
     def __init__(
-        self, preset: str = "quick", out: str | Path | None = None, data: str | Path = "", notebook: str = "notebook"
+        self,
+        preset: str = "quick",
+        out: str | Path | None = None,
+        data: str | Path = "",
+        notebook: str = "notebook",
+        model: str | Path | None = None,
+        statistics: str | Path | None = None,
     ) -> None:
         if preset not in PRESET_NAMES:
             raise ConfigError(f"There is no preset {preset!r}; known are {', '.join(PRESET_NAMES)}.")
@@ -97,6 +132,7 @@ class Study:
             raise InputError(f"There is no folder {data} of chips; download them first: cryosentinel download.")
         self.preset = preset
         self.simulated = not data
+        self._model, self._statistics = model, statistics
         self.root = Path(data) if data else outputs() / "data" / preset
         self.run = outputs() / "runs" / (preset if self.simulated else f"{Path(data).resolve().name}_{preset}")
         self.by_hand = out == ""
@@ -269,11 +305,10 @@ class Study:
             splits: which splits.
         """
         from cryosentinel.evaluation.predictors import model_predictor
-        from cryosentinel.models.checkpoint import load_segmenter
 
         path = self.checkpoint(os.fspath(ckpt))
         name = "soup" if path == self.run / "checkpoints" / SOUP and flips == 4 else f"{path.stem}_flips{flips}"
-        predict = model_predictor(load_segmenter(path), flips=flips)
+        predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips)
         return self._evaluate(predict, name, sha256(path), splits)
 
     def baseline(self, index: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:

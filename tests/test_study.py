@@ -1,0 +1,188 @@
+"""The study: every notebook runs by papermill, by the command and by hand, and leaves what the book reads."""
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT, TinyStudy
+
+from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.stages import Study
+from cryosentinel.study import NOTEBOOKS, check_parameters, notebook_parameters
+
+PAPERMILL = [sys.executable, "-m", "papermill"]
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_every_notebook_was_executed_into_the_book(tiny_study: TinyStudy) -> None:
+    assert sorted(p.stem for p in tiny_study.chapters.glob("*.ipynb")) == sorted(NOTEBOOKS)
+    for path in tiny_study.chapters.glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+        assert all(cell.execution_count for cell in code), path.name
+        outputs = [output for cell in code for output in cell.outputs]
+        assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], path.name
+        assert str(ROOT) not in path.read_text(), f"{path.name} holds a path of this machine"
+
+
+def test_the_metrics_file_holds_named_figures_with_their_kind(tiny_study: TinyStudy) -> None:
+    metrics = json.loads((tiny_study.outputs / "study" / "metrics.json").read_text())
+    for name in (
+        "val_iou@0.50_tta", "test_iou@0.50_tta", "test_iou@0.50_tta_truth", "test_mean_chip_iou@0.50", "test_iou@0.50",
+        "mndwi_test_iou@best_truth", "test_iou_soup_minus_mndwi_truth", "test_iou@0.50_label_corrected",
+        "parameters_encoder", "split_smallest_distance_m",
+    ):  # fmt: skip
+        assert name in metrics, name
+    for name, entry in metrics.items():
+        assert {"value", "low", "high", "n", "data", "source"} <= set(entry), name
+        assert entry["data"] in ("simulated", "real"), name
+        if entry["value"] is None or entry["low"] is None:
+            assert entry["reason"], name
+    assert 0 <= metrics["test_iou@0.50_tta"]["value"] <= 1
+    assert metrics["parameters_encoder"]["value"] > 6_000_000  # TerraMind tiny
+
+
+def test_stages_were_announced_and_timed(tiny_study: TinyStudy) -> None:
+    times = json.loads((tiny_study.outputs / "study" / "timings.json").read_text())
+    assert {"simulate", "fit", "soup", *(f"notebook_{name}" for name in NOTEBOOKS)} <= set(times)
+    assert "missing" in tiny_study.log
+
+
+def test_a_second_run_makes_nothing_again(tiny_study: TinyStudy) -> None:
+    before = digest_of(tiny_study.outputs)
+    result = tiny_study.command("study", "--preset", "tiny", "--chapters", str(tiny_study.chapters))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("unchanged, kept") == len(NOTEBOOKS)
+    assert digest_of(tiny_study.outputs) == before
+
+
+def test_the_run_folder_has_the_published_layout(tiny_study: TinyStudy) -> None:
+    run = tiny_study.outputs / "runs" / "tiny"
+    for name in (
+        "checkpoints/soup.ckpt", "checkpoints/last.ckpt", "logs/metrics.csv", "logs/config.yaml",
+        "diagnostics/per_chip_val.parquet", "diagnostics/per_chip_test.parquet",
+        "diagnostics/per_region_breakdown.json", "diagnostics/threshold_sweep.json",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert list((run / "checkpoints").glob("step[0-9]*-iou0.[0-9]*.ckpt"))
+
+
+def test_unknown_parameters_are_refused(tiny_study: TinyStudy) -> None:
+    with pytest.raises(ConfigError, match="thresold"):
+        check_parameters({"thresold": 0.4})
+    assert check_parameters({"threshold": 0.4})["03_evaluate"] == {"threshold": 0.4}
+    result = tiny_study.command("study", "--preset", "tiny", "--parameters.thresold", "0.4")
+    assert result.returncode == 2 and "thresold" in result.stderr
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_are_typed_and_commented(name: str) -> None:
+    parameters = notebook_parameters(name)
+    assert {"preset", "out"} <= set(parameters)
+    for parameter, about in parameters.items():
+        assert about["inferred_type_name"] in ("str", "int", "float", "bool"), parameter
+        assert len(about["help"]) > 10, parameter
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert all(not c.get("outputs") and c.get("execution_count") is None for c in notebook.cells if "outputs" in c)
+
+
+def papermill_at_a_terminal(study: TinyStudy, words: list[str], stdout: object = None) -> tuple[int, str]:
+    """Run papermill with a pseudo-terminal as input, and as output where none is given."""
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(
+        [*PAPERMILL, *words], cwd=ROOT, env=study.environment, stdin=inner, stdout=stdout or inner, stderr=inner
+    )
+    os.close(inner)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(outer, 65536)
+        except OSError:  # the other end was closed: the process is done
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(outer)
+    return process.wait(timeout=600), shown.decode(errors="replace")
+
+
+def test_papermill_by_hand_leaves_the_study_alone(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    before = digest_of(tiny_study.outputs / "study")
+    out = tmp_path / "out.ipynb"
+    words = ["notebooks/03_evaluate.ipynb", str(out), "-p", "ckpt", "soup.ckpt", "-p", "preset", "tiny"]
+    status, shown = papermill_at_a_terminal(tiny_study, words)
+    assert status == 0, shown[-3000:]
+    assert digest_of(tiny_study.outputs / "study") == before
+    (folder,) = (tiny_study.outputs / "runs").glob("03_evaluate_tiny_*")
+    by_hand = json.loads((folder / "metrics.json").read_text())["test_iou@0.50_tta"]["value"]
+    assert (
+        by_hand == json.loads((tiny_study.outputs / "study" / "metrics.json").read_text())["test_iou@0.50_tta"]["value"]
+    )
+
+
+def test_papermill_at_a_terminal_wants_an_output_or_a_redirection(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    words = ["notebooks/01_data.ipynb", "-p", "preset", "tiny"]
+    status, shown = papermill_at_a_terminal(tiny_study, words)
+    assert status != 0 and "OUTPUT" in shown.upper()
+    with open(tmp_path / "out.ipynb", "wb") as handle:
+        status, shown = papermill_at_a_terminal(tiny_study, words, stdout=handle)
+    assert status == 0, shown[-3000:]
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert [c for c in executed.cells if c.cell_type == "code"][-1].outputs
+
+
+def test_a_checkpoint_is_a_path_a_bare_name_or_on_the_hub(
+    tiny_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
+    study = Study("tiny", out="", notebook="test")
+    soup = tiny_study.outputs / "runs" / "tiny" / "checkpoints" / "soup.ckpt"
+    assert study.checkpoint("soup.ckpt") == study.checkpoint(str(soup)) == soup
+    assert study.checkpoint("last.ckpt").name == "last.ckpt"
+    for missing, words in (("none.ckpt", "none.ckpt"), ("hf://owner/repo/soup.ckpt", "owner/repo")):
+        with pytest.raises(Exception, match=words) as caught:
+            study.checkpoint(missing)
+        assert type(caught.value).__module__ == "cryosentinel.errors"
+
+
+def test_the_truth_never_reaches_training(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    """Chips without their truth beside them train to the same soup, bit for bit."""
+    import shutil
+
+    import torch
+
+    from cryosentinel.models.checkpoint import load_checkpoint
+
+    shutil.copytree(tiny_study.outputs / "data" / "tiny", tmp_path / "chips")
+    run = tmp_path / "run"
+    fitted = tiny_study.command(
+        "fit", "--config", "configs/tiny.yaml", "--data.root", str(tmp_path / "chips"), "--run_dir", str(run)
+    )
+    assert fitted.returncode == 0, fitted.stderr[-3000:]
+    assert tiny_study.command("soup", str(run)).returncode == 0
+    with_truth = load_checkpoint(tiny_study.outputs / "runs" / "tiny" / "checkpoints" / "soup.ckpt")["state_dict"]
+    without = load_checkpoint(run / "checkpoints" / "soup.ckpt")["state_dict"]
+    assert with_truth.keys() == without.keys()
+    assert all(torch.equal(with_truth[name], without[name]) for name in with_truth)
+
+
+def test_a_study_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path))
+    with pytest.raises(ConfigError, match="huge"):
+        Study("huge")
+    with pytest.raises(InputError, match="nowhere"):
+        Study("tiny", data=tmp_path / "nowhere")
