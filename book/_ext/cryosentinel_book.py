@@ -90,9 +90,8 @@ def _pass(translator: Any, node: metric) -> None:
 def _figure(env: Any, reference: str) -> Figure:
     """Look a figure up and make the page depend on the file that it stands in."""
     sources: Sources = env.app.cryosentinel_sources
-    for path in sources.paths.values():
-        if path.is_file():
-            env.note_dependency(str(path.resolve()))
+    for path in sources.paths.values():  # a file that comes into being later counts as a change too
+        env.note_dependency(str(path.resolve()))
     return sources.figure(reference)
 
 
@@ -175,11 +174,11 @@ class StandardRun(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         sources: Sources = self.env.app.cryosentinel_sources
         path = sources.paths["standard"]
+        self.env.note_dependency(str(path.resolve()))
         paragraph = nodes.paragraph()
         if not sources.has_standard():
             paragraph += nodes.Text("The standard run has not been made yet: make study PRESET=standard makes it.")
             return [paragraph]
-        self.env.note_dependency(str(path.resolve()))
         try:
             sources.records("standard")
         except FigureError as error:
@@ -195,22 +194,24 @@ class Benchmarks(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
+        self.env.note_dependency(str(path.resolve()))
         if not path.is_file():
             paragraph = nodes.paragraph()
             paragraph += nodes.Text("No benchmark has been run yet: make bench runs them.")
             return [paragraph]
-        self.env.note_dependency(str(path.resolve()))
         rows: list[list[nodes.Node | str]] = []
         for result in json.loads(path.read_text(encoding="utf-8")):
-            ratio = "" if result["ratio"] is None else f"{result['ratio']:.3g}"
+            peer = "no peer"
+            if result["peer"] is not None:
+                peer = f"{_quantity(result['peer'], result['unit'])}, {result['peer_name']}"
             rows.append(
                 [
                     nodes.literal("", result["id"]),
                     result["what"],
                     _quantity(result["ours"], result["unit"]),
-                    f"{_quantity(result['peer'], result['unit'])}, {result['peer_name'] or 'no peer'}",
-                    ratio,
-                    str(result["goal"]),
+                    peer,
+                    "" if result["ratio"] is None else f"{result['ratio']:.3g}",
+                    str(result["goal"] or ""),
                     f"{result['date'][:10]}, {result['machine']['cpu']}, {result['machine']['cores']} cores",
                 ]
             )
@@ -218,8 +219,8 @@ class Benchmarks(SphinxDirective):
         return [_table(titles, rows, ["benchmarks"])]
 
 
-def _quantity(value: float | None, unit: str) -> str:
-    return "none" if value is None else f"{value:.3g} {unit}"
+def _quantity(value: float, unit: str) -> str:
+    return f"{value:.3g} {unit}"
 
 
 # ------------------------------------------------------------------------------------------------------------- set-up

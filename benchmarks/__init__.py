@@ -1,0 +1,1 @@
+"""Claims about speed and memory, one file each, every one measured beside a peer: ``make bench``."""

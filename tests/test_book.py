@@ -1,0 +1,336 @@
+"""The book: figures in the prose, chapters that are made when they are missing, pages without the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "book" / "_ext")]
+
+from cryosentinel_figures import Figure, FigureError, Request, Sources, written  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations")
+PUBLISHED = json.loads((ROOT / "cryosentinel" / "published.json").read_text(encoding="utf-8"))
+
+
+def _record(value=0.5, low=0.41, high=0.62, n=1234, data="simulated", **more):
+    return {"value": value, "low": low, "high": high, "n": n, "data": data, "source": "soup.ckpt", **more}
+
+
+def _metrics() -> dict[str, dict]:
+    """A metrics file with every name that a page of the book asks the study for."""
+    names = set()
+    for page in (ROOT / "book").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        names |= {name for name in re.findall(r"\{metric\}`([^`\s]+)", text) if ":" not in name}
+        for table in re.findall(r"```\{comparison\}\n(.*?)```", text, re.DOTALL):
+            names |= {line.partition("|")[0].strip() for line in table.splitlines() if line.strip()}
+    return {name: _record() for name in names}
+
+
+def _chapter(text: str) -> str:
+    import nbformat.v4 as v4
+
+    cells = [
+        v4.new_markdown_cell(text),
+        v4.new_code_cell("preset = 'tiny'", execution_count=1, metadata={"tags": ["parameters"]}),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    return json.dumps(notebook)
+
+
+def _book(root: Path, chapters: bool = True) -> Path:
+    """A copy of the book beside a study of its own, with chapters of one paragraph."""
+    ignore = shutil.ignore_patterns("_build", "chapters", "standard_metrics.json", "__pycache__")
+    shutil.copytree(ROOT / "book", root / "book", ignore=ignore)
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "outputs" / "study").mkdir(parents=True)
+    (root / "outputs" / "study" / "metrics.json").write_text(json.dumps(_metrics()))
+    if chapters:
+        (root / "book" / "chapters").mkdir()
+        for name in CHAPTERS:
+            text = f"# Chapter {name}\n\nWith $x^2$ and {{metric}}`test_iou@0.50_tta interval n data`."
+            (root / "book" / "chapters" / f"{name}.ipynb").write_text(_chapter(text))
+    return root
+
+
+def _build(root: Path) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [program, "build", "-W", "-n", "--keep-going", "book/"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("CRYOSENTINEL_")}
+    return {**kept, "NO_COLOR": "1"}
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+@pytest.fixture
+def sources(tmp_path) -> Sources:
+    study = tmp_path / "metrics.json"
+    records = {
+        "iou": _record(0.51234),
+        "bare": _record(0.5, None, None, reason="3 of 9 blocks hold lake"),
+        "count": _record(4283, None, None),
+        "none": _record(None, None, None, reason="no chip was judged wrong"),
+        "wordless": _record(data="guessed"),
+        "empty": _record(None, None, None),
+    }
+    study.write_text(json.dumps(records))
+    return Sources(study, tmp_path / "standard_metrics.json")
+
+
+def _text(sources: Sources, text: str) -> str:
+    request = Request.parse(text)
+    return written(sources.figure(request.reference), request)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("iou", "0.512"),
+        ("iou .1%", "51.2%"),
+        ("iou .2f interval n data", "0.51 (interval 0.41 to 0.62, n = 1,234, simulated)"),
+        ("bare interval", "0.500 (no interval: 3 of 9 blocks hold lake)"),
+        ("count", "4,283"),
+        ("none", "not available (no chip was judged wrong)"),
+        ("published:val_iou@0.50_tta", f"{PUBLISHED['val_iou@0.50_tta']['value']:.4f}"),
+        ("standard:iou", "not available (the standard run has not been made)"),
+    ],
+)
+def test_figures_are_written_as_asked(sources, text, expected):
+    assert _text(sources, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "empty"),
+        ("iuo", r"No figure is called 'iuo'.*nearest are iou"),
+        ("iou .3q", "neither a number format"),
+        ("iou intervall", "neither a number format"),
+        ("published:nothing", "published.json"),
+        ("wordless", "says that its data are 'guessed'"),
+        ("empty", "neither a value nor a reason"),
+    ],
+)
+def test_a_figure_that_cannot_be_written_ends_in_a_sentence(sources, text, sentence):
+    with pytest.raises(FigureError, match=sentence):
+        _text(sources, text)
+
+
+def test_a_missing_metrics_file_names_the_command(tmp_path):
+    with pytest.raises(FigureError, match="make study"):
+        Sources(tmp_path / "metrics.json", tmp_path / "standard.json").figure("iou")
+
+
+def test_the_standard_run_is_named_where_its_figure_stands(sources):
+    run = {"command": "make study PRESET=standard", "commit": "0123456789abcdef", "date": "2026-11-22T10:00:00"}
+    sources.paths["standard"].write_text(json.dumps({**run, "metrics": {"iou": _record(0.7)}}))
+    assert _text(sources, "standard:iou") == "0.700 (standard run of 2026-11-22, commit 0123456789)"
+    with pytest.raises(FigureError, match="No figure is called"):
+        _text(sources, "standard:bare")
+
+
+def test_the_tooltip_says_what_a_figure_is():
+    figure = Figure("iou", 0.5, 0.4, 0.6, 12, "simulated", "soup.ckpt", "")
+    assert figure.explanation() == "simulated data; interval 0.400 to 0.600; n = 12; soup.ckpt"
+
+
+def test_an_environment_variable_names_another_study(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path / "o"))
+    assert Sources.of_book(tmp_path / "book").paths["study"] == tmp_path / "o" / "study" / "metrics.json"
+    monkeypatch.setenv("CRYOSENTINEL_STUDY", str(tmp_path / "s"))
+    assert Sources.of_book(tmp_path / "book").paths["study"] == tmp_path / "s" / "metrics.json"
+
+
+def test_published_figures_all_say_published_and_where_from():
+    assert len(PUBLISHED) > 40
+    for name, record in PUBLISHED.items():
+        assert record["data"] == "published" and record["source"] and record["value"] is not None, name
+    # The headline of the card, once more and independently: the corrected test score leaves seven chips out.
+    left_out = PUBLISHED["chips_test"]["value"] - PUBLISHED["chips_label_corrected"]["value"]
+    assert left_out == PUBLISHED["audited_test_chips"]["value"]
+    assert PUBLISHED["test_iou@0.50_label_corrected"]["n"] == PUBLISHED["chips_label_corrected"]["value"]
+
+
+def test_prose_types_no_score():
+    # A decimal below one in a sentence of the book is a typed figure; formulas, tables of names and code are not prose.
+    for page in (ROOT / "book").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", text, flags=re.DOTALL)
+        assert not re.findall(r"(?<![\d.])0\.\d{2,}", text), page.name
+
+
+# ----------------------------------------------------------------------------------------------------------- the build
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    root = _book(tmp_path_factory.mktemp("book"))
+    done = _build(root)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "warning" not in done.stderr.lower(), done.stderr
+    return root
+
+
+def _page(root: Path, name: str) -> str:
+    return (root / "book" / "_build" / "html" / f"{name}.html").read_text(encoding="utf-8")
+
+
+def test_every_page_of_the_contents_is_built(built):
+    for name in (
+        "intro",
+        "method",
+        "published",
+        "claims",
+        "benchmarks",
+        "references",
+        *(f"chapters/{c}" for c in CHAPTERS),
+    ):
+        assert "</html>" in _page(built, name)
+
+
+def test_chapters_and_pages_show_figures_with_their_tooltip(built):
+    span = r'<span class="metric metric-simulated" title="simulated data; interval [^"]*; n = 1,234; soup.ckpt">'
+    assert re.search(
+        span + re.escape("0.500 (interval 0.410 to 0.620, n = 1,234, simulated)"), _page(built, "chapters/03_evaluate")
+    )
+    published = _page(built, "published")
+    assert '<span class="metric metric-published" title="published figure; n = 666;' in published
+    assert published.count("not run") == 7, "no standard run: its column says so in every row"
+    assert "The standard run has not been made yet" in _page(built, "intro")
+
+
+def test_no_page_loads_anything_from_elsewhere(built):
+    for page in (built / "book" / "_build" / "html").rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)\b[^>]*\bsrc="([^"]*)"', text)
+        loaded += re.findall(r'<link\b[^>]*\brel="(?:stylesheet|preload)"[^>]*\bhref="([^"]*)"', text)
+        assert not [url for url in loaded if url.startswith(("http:", "https:", "//"))], page.name
+    assert "mathjax/tex-chtml.js" in _page(built, "method")
+
+
+def test_without_an_address_no_page_has_launch_or_repository_buttons(built):
+    page = _page(built, "chapters/03_evaluate")
+    assert "mybinder" not in page and "colab" not in page and "github.com" not in page
+
+
+def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_path):
+    sys.path[:0] = [str(ROOT / "scripts")]
+    import address
+
+    root = _book(tmp_path)
+    pyproject = root / "pyproject.toml"
+    pyproject.write_text(address.set_address(pyproject.read_text(), "https://github.com/someone/lakes"))
+    # Only the header of two pages is looked at; the build is the same otherwise.
+    done = _build(root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = _page(root, "chapters/03_evaluate")
+    assert "https://mybinder.org/v2/gh/someone/lakes/main?urlpath=lab/tree/notebooks/03_evaluate.ipynb" in page
+    assert "https://colab.research.google.com/github/someone/lakes/blob/main/notebooks/03_evaluate.ipynb" in page
+    assert "lakes/blob/main/book/chapters" not in page, "executed chapters are not in git"
+    assert "mybinder" not in _page(root, "method")
+
+
+def test_a_missing_figure_stops_the_build_with_a_sentence(tmp_path):
+    root = _book(tmp_path)
+    page = root / "book" / "intro.md"
+    page.write_text(page.read_text() + "\n\n{metric}`test_uoi@0.50`\n")
+    done = _build(root)
+    assert done.returncode != 0
+    assert "intro: No figure is called 'test_uoi@0.50'" in done.stdout + done.stderr
+
+
+FAKE_STUDY = """
+import json, pathlib, shutil, sys
+root = pathlib.Path.cwd()
+(root / "called.json").write_text(json.dumps(sys.argv[1:]))
+if (root / "fail").exists():
+    sys.exit(3)
+(root / "book" / "chapters").mkdir(exist_ok=True)
+for path in (root / "made").glob("*.ipynb"):
+    shutil.copy(path, root / "book" / "chapters")
+"""
+
+
+def test_missing_chapters_are_made_first_and_a_failure_is_told(tmp_path):
+    root = _book(tmp_path)
+    (root / "book" / "chapters").rename(root / "made")
+    # A package of the same name in the working folder stands in for the study.
+    (root / "cryosentinel").mkdir()
+    (root / "cryosentinel" / "__init__.py").touch()
+    (root / "cryosentinel" / "__main__.py").write_text(FAKE_STUDY)
+    (root / "fail").touch()
+    done = _build(root)
+    assert done.returncode != 0 and "The quick study stopped with status 3" in done.stdout + done.stderr
+    (root / "fail").unlink()
+    (root / "made" / "05_limitations.ipynb").rename(root / "kept.ipynb")
+    done = _build(root)
+    assert "ended without the chapters chapters/05_limitations" in done.stdout + done.stderr
+    (root / "kept.ipynb").rename(root / "made" / "05_limitations.ipynb")
+    done = _build(root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((root / "called.json").read_text()) == ["study", "--preset", "quick"]
+    assert "Chapter 05_limitations" in _page(root, "chapters/05_limitations")
+
+
+def test_a_new_metrics_file_is_read_again(built, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(built, root)
+    metrics = _metrics() | {"test_iou@0.50_tta": _record(0.777)}
+    (root / "outputs" / "study" / "metrics.json").write_text(json.dumps(metrics))
+    assert _build(root).returncode == 0
+    assert "0.777" in _page(root, "chapters/03_evaluate") and "0.777" in _page(root, "intro")
+
+
+def test_benchmarks_become_a_table(built, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(built, root)
+    (root / "benchmarks").mkdir()
+    machine = {"cpu": "Abacus", "cores": 2, "memory_gib": 1.0, "system": "", "python": "3.11", "torch": None}
+    row = {"id": "x_time", "what": "thing", "ours": 0.5, "peer": 2.0, "peer_name": "other", "unit": "s", "ratio": 4.0}
+    rows = [{**row, "goal": "2 times", "machine": machine, "date": "2026-11-22"}]
+    rows.append({**rows[0], "id": "alone", "peer": None, "peer_name": "", "ratio": None, "goal": None})
+    (root / "benchmarks" / "results.json").write_text(json.dumps(rows))
+    assert "No benchmark has been run yet" in _page(built, "benchmarks")
+    assert _build(root).returncode == 0
+    page = re.sub(r"<[^>]+>", " ", _page(root, "benchmarks"))
+    assert re.search(r"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+2026-11-22, Abacus, 2 cores", page)
+    assert "None" not in page and "no peer" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_pages_work_in_a_browser_without_network(built):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+    html = built / "book" / "_build" / "html"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        asked, failed = [], []
+        tab.on("request", lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        tab.on("pageerror", lambda error: failed.append(str(error)))
+        tab.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+        for name, formulas in (("method", 10), ("chapters/03_evaluate", 1)):
+            tab.goto((html / f"{name}.html").as_uri())
+            tab.locator("mjx-container").first.wait_for()
+            assert tab.locator("mjx-container").count() >= formulas
+        assert tab.locator("span.metric").first.get_attribute("title").startswith("simulated data")
+        browser.close()
+    assert not asked and not failed

@@ -1,0 +1,293 @@
+"""Facts about the repository that no single file can keep true alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts")]
+
+import address  # noqa: E402
+import minimum  # noqa: E402
+import picture  # noqa: E402
+import standard  # noqa: E402
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def _tracked() -> list[Path]:
+    """Files that git knows or would add; every file where this is no clone."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("this is not a clone: git does not list its files")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+# ------------------------------------------------------------------------------------------------------ dependencies
+
+
+def test_environment_agrees_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *packages, pip = environment["dependencies"]
+    assert pip["pip"] == [*PROJECT["dependencies"], "--editable ."]
+    python = next(each for each in packages if each.startswith("python"))
+    assert python.split(",")[0] == "python" + PROJECT["requires-python"] and "pip" in packages
+
+
+def test_every_requirement_has_a_floor_and_its_reason():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for requirement in minimum.requirements():
+        assert minimum.floor(requirement)
+        lowest = minimum.floor(requirement).partition("==")[2]
+        line = next(line for line in text.splitlines() if f'"{requirement}"' in line)
+        assert re.search(rf"# {re.escape(lowest)}: .{{8,}}", line), f"no reason beside {requirement}"
+
+
+def test_minimum_constraints_read_extras_and_refuse_a_missing_floor():
+    assert minimum.floor("jsonargparse[signatures]>=4.40") == "jsonargparse==4.40"
+    assert minimum.floor("jupyter-book>=1.0.3,<2") == "jupyter-book==1.0.3"
+    with pytest.raises(ValueError, match="no floor"):
+        minimum.floor("numpy")
+
+
+#: Import name -> distribution, where they differ.
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "huggingface_hub": "huggingface-hub",
+    "odc": "odc-stac",
+    "pystac_client": "pystac-client",
+    "jupyter_book": "jupyter-book",
+    # Come with the one on the right, which is a requirement:
+    "IPython": "ipykernel",
+    "PIL": "matplotlib",
+    "branca": "folium",
+    "distributed": "dask",
+    "pystac": "pystac-client",
+    "torchvision": "terratorch",
+    "torchmetrics": "lightning",
+}
+
+
+def test_the_package_imports_only_what_it_requires():
+    required = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in minimum.requirements()}
+    missing = {}
+    for path in (ROOT / "cryosentinel").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for name in (each.partition(".")[0] for each in names):
+                if name in sys.stdlib_module_names or name == "cryosentinel":
+                    continue
+                distribution = DISTRIBUTIONS.get(name, name).lower().replace("_", "-")
+                if distribution not in required:
+                    missing[name] = str(path.relative_to(ROOT))
+    assert not missing, "imported, but in no list of pyproject.toml"
+
+
+def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
+    code = (
+        "import sys, contextlib, io, cryosentinel.cli as cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()): cli.main(['--help'])\n"
+        "print([m for m in ('torch', 'numpy', 'pandas', 'matplotlib', 'rasterio', 'jsonargparse') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def test_notebooks_are_kept_without_output_and_with_a_kernel():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert not any(cell["outputs"] or cell["execution_count"] for cell in code), f"{path.name}: make format"
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3", f"{path.name}: papermill needs a kernel"
+        tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+        assert len(tagged) == 1, f"{path.name} needs exactly one cell tagged parameters"
+
+
+def test_no_file_names_a_machine():
+    # A home folder, a temporary folder of a user, or a working folder of somebody's.
+    pattern = re.compile(rb"(?<![\w.~])/(?:home|Users|root|work|mnt|opt/venvs)/[\w.-]+")
+    suffixes = {".py", ".md", ".toml", ".yml", ".yaml", ".ipynb", ".json", ".cff", ".cfg", ".bib", ".sh", ""}
+    for path in _tracked():
+        if path.suffix in suffixes and path != Path(__file__).resolve():
+            found = pattern.findall(path.read_bytes())
+            assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
+def test_no_tracked_file_is_large():
+    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in _tracked() if path.stat().st_size > 2 * 2**20}
+    assert not large
+
+
+def test_generated_files_are_ignored():
+    names = ["outputs/study/metrics.json", "book/_build/html/index.html", "book/chapters/01_data.ipynb", ".venv/x"]
+    done = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("this is not a clone: git does not answer")
+    assert done.stdout.split() == names
+
+
+def test_config_at_the_top_is_the_books():
+    assert (ROOT / "_config.yml").resolve() == ROOT / "book" / "_config.yml"
+
+
+def test_licence_is_the_whole_apache_licence():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text and PROJECT["license"] == "Apache-2.0"
+
+
+def test_citation_names_the_version_and_the_works():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    import cryosentinel
+
+    assert citation["version"] == cryosentinel.__version__ and citation["license"] == PROJECT["license"]
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for identifier in ("10.5281/zenodo.20239229", "arXiv:2504.11171", "10.1594/PANGAEA.983845"):
+        assert identifier in text
+
+
+def test_changelog_speaks_of_the_version():
+    import cryosentinel
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in text or f"## [{cryosentinel.__version__}]" in text
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+def _make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "book/intro.md", "book/benchmarks.md"])
+def test_make_commands_of_the_prose_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+    assert named and named <= _make_targets(), named - _make_targets()
+
+
+def test_cryosentinel_commands_of_the_readme_exist():
+    from cryosentinel.cli import COMMANDS
+
+    named = set(re.findall(r"(?:^|`)cryosentinel ([a-z]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
+    assert {"study", "convert", "predict", "stack"} <= named and named <= set(COMMANDS)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{page} links to {target}"
+
+
+def test_make_help_lists_every_documented_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("study", "test", "bench", "lint", "clean", "book", "picture"):
+        assert f"make {target} " in done.stdout
+
+
+def test_continuous_integration_runs_the_readmes_test_command_and_nothing_else(tmp_path):
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    # A stand-in for make shows what is called, from where, and with which data.
+    clone = tmp_path / "main"
+    (clone / ".ci").mkdir(parents=True)
+    (clone / ".ci" / "run").write_text(script.read_text(encoding="utf-8"))
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "make"
+    fake.write_text('#!/bin/sh\necho "make $* in $PWD with ${CRYOSENTINEL_REAL_DATA:-none}"\n')
+    fake.chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+
+    def called() -> str:
+        command = ["bash", str(clone / ".ci" / "run")]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+
+    assert called() == f"make test in {clone} with none"
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    assert called() == f"make test in {clone} with {tmp_path / 'shared' / 'data'}"
+
+
+def test_make_refuses_an_old_python_with_a_sentence(tmp_path):
+    old = tmp_path / "python-old"
+    old.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9); exec(sys.argv[1])" "$2"\n'
+    )
+    old.chmod(0o755)
+    command = ["make", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}", "study"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode and "needs Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+# ----------------------------------------------------------------------------------------------- address and picture
+
+
+def test_readme_and_citation_are_in_step_with_the_address():
+    texts = tuple((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CITATION.cff"))
+    assert address.in_step(*texts, address.read_address(ROOT)) == texts, "run python scripts/address.py"
+
+
+def test_an_address_set_in_pyproject_shows_everywhere_and_can_be_taken_back(tmp_path):
+    url = "https://github.com/someone/lakes"
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    changed = address.set_address(pyproject, url)
+    (tmp_path / "pyproject.toml").write_text(changed, encoding="utf-8")
+    assert address.read_address(tmp_path) == url
+    assert address.set_address(changed, url + "2") != changed, "an address that is set can be set again"
+    readme, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CITATION.cff"))
+    new_readme, new_citation = address.in_step(readme, citation, url)
+    assert "mybinder.org/v2/gh/someone/lakes/" in new_readme and "colab" in new_readme
+    assert yaml.safe_load(new_citation)["repository-code"] == url
+    assert address.in_step(new_readme, new_citation, "") == address.in_step(readme, citation, "")
+
+
+def test_without_an_address_there_is_no_badge_and_no_button():
+    assert address.badges("") == "" and address.launch_links("", "notebooks/01_data.ipynb") == {}
+    with pytest.raises(ValueError, match="https://HOST/OWNER/NAME"):
+        address.set_address("", "github.com/x")
+
+
+def test_readme_shows_the_picture_only_when_it_is_there():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    there = (ROOT / picture.PICTURE).is_file()
+    assert picture.with_picture(readme, there) == readme, "run make picture"
+    assert "overview.png" in picture.with_picture(readme, True)
+    assert "overview.png" not in picture.with_picture(readme, False)
+
+
+# ------------------------------------------------------------------------------------------------------ standard run
+
+
+def test_standard_record_takes_only_a_standard_run(tmp_path):
+    from cryosentinel.errors import InputError
+
+    (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')
+    (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "standard", "date": "2026-01-01"}}')
+    record = standard.standard_record(tmp_path, "abc")
+    assert record["metrics"] == {"a": {"value": 1}} and record["seconds"] == {"fit": 5.0} and record["commit"] == "abc"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
+    (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "quick", "date": "2026-01-01"}}')
+    with pytest.raises(InputError, match="stages of quick"):
+        standard.standard_record(tmp_path, "abc")
