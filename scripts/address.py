@@ -88,9 +88,10 @@ def main(argv: list[str]) -> int:
         except ValueError as error:
             print(f"address: {error}", file=sys.stderr)
             return 2
-    paths = ROOT / "README.md", ROOT / "CITATION.cff"
+    readme, citation = ROOT / "README.md", ROOT / "CITATION.cff"
     address = read_address()
-    for path, text in zip(paths, in_step(*(p.read_text(encoding="utf-8") for p in paths), address), strict=True):
+    texts = in_step(readme.read_text(encoding="utf-8"), citation.read_text(encoding="utf-8"), address)
+    for path, text in zip((readme, citation), texts, strict=True):
         path.write_text(text, encoding="utf-8")
     print(f"The repository's address: {address or 'not set'}")
     return 0

@@ -87,9 +87,13 @@ def _pass(translator: Any, node: metric) -> None:
     """Other formats show the text alone."""
 
 
+def _sources(env: Any) -> Sources:
+    return env.app.cryosentinel_sources
+
+
 def _figure(env: Any, reference: str) -> Figure:
     """Look a figure up and make the page depend on the file that it stands in."""
-    sources: Sources = env.app.cryosentinel_sources
+    sources = _sources(env)
     for path in sources.paths.values():  # a file that comes into being later counts as a change too
         env.note_dependency(str(path.resolve()))
     return sources.figure(reference)
@@ -146,7 +150,7 @@ class Comparison(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         spec = self.options.get("format", "")
-        standard = self.env.app.cryosentinel_sources.has_standard()
+        standard = _sources(self.env).has_standard()
         rows: list[list[nodes.Node | str]] = []
         try:
             for line in self.content:
@@ -172,7 +176,7 @@ class StandardRun(SphinxDirective):
     """``{standard-run}``: a sentence that names the standard run, or says that it has not been made."""
 
     def run(self) -> list[nodes.Node]:
-        sources: Sources = self.env.app.cryosentinel_sources
+        sources = _sources(self.env)
         path = sources.paths["standard"]
         self.env.note_dependency(str(path.resolve()))
         paragraph = nodes.paragraph()
