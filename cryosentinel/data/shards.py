@@ -80,7 +80,7 @@ def open_shard(path: str | os.PathLike[str]) -> pq.ParquetFile:
     """
     path = Path(path)
     try:
-        shard = pq.ParquetFile(path)
+        shard = pq.ParquetFile(path, page_checksum_verification=True)  # where the writer left checksums
     except FileNotFoundError:
         raise InputError(f"There is no shard {path}; check the path.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -252,4 +252,5 @@ def write_shard(path: str | os.PathLike[str], chips: Iterable[Chip]) -> None:
             compression="zstd",
             use_dictionary=["region", "lake_id", "split"],
             write_statistics=list(METADATA),
+            write_page_checksum=True,  # else a flipped bit in the pixels may decode to other pixels
         )
