@@ -248,13 +248,16 @@ def download(
     print(download_dataset(repo, revision=revision, regions=regions, years=years, local_dir=out))
 
 
-def convert(src: Path, dst: Path) -> None:
+def convert(src: str, dst: Path) -> None:
     """Turn a checkpoint whose pickle holds foreign objects into safetensors, without running anything that it holds.
 
     Args:
-        src: the checkpoint (.ckpt, .pt).
+        src: the checkpoint (.ckpt, .pt): a path, a bare name found in the latest run, or hf://owner/repo/path.
         dst: the .safetensors file to write.
     """
+    from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.models.convert import convert as run
+    from cryosentinel.stages import outputs
 
-    print(run(src, dst))
+    path = Path(src) if Path(src).is_file() else resolve_checkpoint(src, outputs() / "runs")
+    print(run(path, dst))
