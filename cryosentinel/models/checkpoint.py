@@ -11,6 +11,7 @@ import torch
 
 from cryosentinel.errors import CheckpointError
 from cryosentinel.files import replacing
+from cryosentinel.models.convert import convert as convert
 from cryosentinel.models.reading import load_checkpoint as load_checkpoint
 from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter, without_weights
 from cryosentinel.models.statedict import Weights, load_state, segmenter_state

@@ -6,36 +6,19 @@ that memory holds a few blocks and not a model.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cryosentinel.errors import CheckpointError
-from cryosentinel.files import replacing, sha256
-from cryosentinel.models.archive import Archive
-from cryosentinel.models.checkpoint import NOT_STRUCTURE
-from cryosentinel.models.skeleton import Skeleton
-from cryosentinel.models.statedict import listed
-from cryosentinel.models.unpickle import read_archive
-
-_BLOCK = 1 << 18  # elements averaged at a time: 1 MiB of float32, which stays in the cache
-_WINDOW = 1 << 25  # bytes of a member that may stay mapped
-
-
-@dataclass
-class _Member:
-    path: Path
-    checkpoint: dict[str, Any]
-    archive: Archive
-
-    @property
-    def state(self) -> dict[str, torch.Tensor]:
-        return self.checkpoint["state_dict"]
+from cryosentinel.models.members import Member, open_members, write_mean
+from cryosentinel.models.segmenter import Segmenter
+from cryosentinel.models.statedict import canonical_keys
 
 
 def uniform_soup(
@@ -60,106 +43,107 @@ def uniform_soup(
         CheckpointError: a member cannot be read safely, or differs from the first in names, shapes, types or
             configuration; the sentence names it.
     """
-    members = _open(paths)
-    return _write_mean(members, out, "uniform", digests, metadata)
+    return write_mean(open_members(paths), out, {"rule": "uniform"}, digests, metadata)
 
 
-def _open(paths: Sequence[str | os.PathLike[str]]) -> list[_Member]:
-    if not paths:
-        raise CheckpointError("A soup needs at least one checkpoint; name some.")
-    members = []
-    for path in map(Path, paths):
-        checkpoint, foreign, archive = read_archive(path)
-        if foreign:
-            raise CheckpointError(
-                f"{path} holds more than weights and plain values ({listed(foreign, 3)}); convert it safely with "
-                f"`cryosentinel convert {path} {path.stem}.safetensors`, or leave it out of the soup."
-            )
-        members.append(_Member(path, checkpoint, archive))
-        _check_alike(members[0], members[-1])
-    return members
-
-
-def _check_alike(first: _Member, other: _Member) -> None:
-    a, b = first.state, other.state
-    if differing := set(a) ^ set(b):
-        raise CheckpointError(
-            f"{other.path} and {first.path} do not hold the same weights: {listed(differing)} are in one only; soups "
-            "mix checkpoints of one model."
-        )
-    for name, tensor in a.items():
-        if tensor.shape != b[name].shape or tensor.dtype != b[name].dtype:
-            raise CheckpointError(
-                f"{other.path} has {name} as {b[name].dtype} {tuple(b[name].shape)} where {first.path} has "
-                f"{tensor.dtype} {tuple(tensor.shape)}; soups mix checkpoints of one model."
-            )
-    for part in ("segmenter", "statistics"):
-        mine, theirs = (_described(m, part) for m in (first, other))
-        if mine != theirs:
-            raise CheckpointError(
-                f"{other.path} and {first.path} have a different {part} in their hyper_parameters; soups mix "
-                "checkpoints of one model and data set."
-            )
-
-
-def _described(member: _Member, part: str) -> Any:
-    hyper = member.checkpoint.get("hyper_parameters")
-    value = hyper.get(part) if isinstance(hyper, Mapping) else None
-    return {k: v for k, v in value.items() if k not in NOT_STRUCTURE} if isinstance(value, Mapping) else value
-
-
-def _write_mean(
-    members: list[_Member], out: str | os.PathLike[str], rule: str, digests: bool, metadata: Mapping[str, Any]
+def greedy_soup(
+    paths: Sequence[str | os.PathLike[str]],
+    score: Callable[[dict[str, torch.Tensor]], float],
+    out: str | os.PathLike[str],
+    digests: bool = True,
+    **metadata: Any,
 ) -> Path:
-    first = members[0]
-    entries: list[dict[str, Any]] = [
-        {"name": m.path.name, "epoch": m.checkpoint.get("epoch"), "global_step": m.checkpoint.get("global_step")}
-        for m in members
+    """Write the soup that grows by every member that does not lower a score on validation.
+
+    Members are scored alone and tried from the best down; one stays when the mean with it scores at least as well as
+    without it (Wortsman et al. 2022, recipe 1). Memory holds one candidate and the running sum.
+
+    Args:
+        paths: the members.
+        score: maps the segmenter's state dict (``net.*``, ``refiner.*``) to a number, higher is better.
+        out: the file to write.
+        digests: put the SHA-256 of each file into the metadata.
+        **metadata: further entries of the checkpoint.
+
+    Returns:
+        ``out`` as a path. The entry ``soup`` tells each member's own score, who stayed, and the soup's score.
+
+    Raises:
+        CheckpointError: as for :func:`uniform_soup`, or a score is not a number.
+    """
+    members = open_members(paths)
+    alone = [_scored(score, canonical_keys(m.state), m) for m in members]
+    # Python's sort is stable: of equal members the one named first goes first.
+    order = sorted(range(len(members)), key=lambda i: -alone[i])
+    kept, best = [members[order[0]]], alone[order[0]]
+    total = _sum(None, kept[0].state)
+    for index in order[1:]:
+        member = members[index]
+        candidate = _sum(total, member.state)
+        mean = {
+            k: (v / (len(kept) + 1)).to(member.state[k].dtype) if v.is_floating_point() else v
+            for k, v in candidate.items()
+        }
+        value = _scored(score, canonical_keys(mean), member)
+        if value >= best:
+            kept, best, total = [*kept, member], value, candidate
+    tried = [
+        {"name": members[i].path.name, "score": alone[i], "kept": any(members[i] is m for m in kept)} for i in order
     ]
-    if digests:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets go of the interpreter lock
-            for entry, digest in zip(entries, pool.map(sha256, [m.path for m in members]), strict=True):
-                entry["sha256"] = digest
-    kept = {k: v for k, v in first.checkpoint.items() if k == "hyper_parameters"}
-    with (
-        replacing(out) as part,
-        Skeleton(part, first.state, {**kept, **metadata, "soup": {"rule": rule, "members": entries}}) as skeleton,
-    ):
-        for name in first.state:
-            _write_tensor(skeleton, name, members)
-    return Path(out)
+    return write_mean(kept, out, {"rule": "greedy", "score": best, "tried": tried}, digests, metadata)
 
 
-def _write_tensor(skeleton: Skeleton, name: str, members: list[_Member]) -> None:
-    tensors = [m.state[name] for m in members]
-    if not tensors[0].is_floating_point():
-        skeleton.write(name, 0, _counter(name, members))
-        return
-    flat = [t.contiguous().view(-1) for t in tensors]  # a mapped, contiguous tensor stays where it is
-    width = tensors[0].element_size()
-    exact = torch.promote_types(tensors[0].dtype, torch.float32)
-    window = 0
-    for start in range(0, flat[0].numel(), _BLOCK):
-        block = flat[0][start : start + _BLOCK].to(exact, copy=True)
-        for other in flat[1:]:
-            block += other[start : start + _BLOCK]
-        block /= len(flat)
-        skeleton.write(name, start * width, block.to(tensors[0].dtype))
-        end = min(start + _BLOCK, flat[0].numel()) * width
-        if end - window >= _WINDOW or end == flat[0].numel() * width:
-            for member in members:
-                member.archive.release(member.archive.offset(member.state[name]) + window, end - window)
-            window = end
+def _scored(score: Callable[[dict[str, torch.Tensor]], float], state: dict[str, torch.Tensor], member: Member) -> float:
+    value = float(score(state))
+    if not math.isfinite(value):
+        raise CheckpointError(f"The score of {member.path} is {value}, not a number to compare; leave it out.")
+    return value
 
 
-def _counter(name: str, members: list[_Member]) -> torch.Tensor:
-    values = [m.state[name] for m in members]
-    if name.endswith("num_batches_tracked"):
-        return torch.stack(values).amax(0)
-    for member, value in zip(members, values, strict=True):
-        if not torch.equal(value, values[0]):
-            raise CheckpointError(
-                f"{member.path} and {members[0].path} differ in {name}, a whole-number buffer that cannot be averaged; "
-                "soups mix checkpoints of one model."
-            )
-    return values[0]
+def _sum(total: Mapping[str, torch.Tensor] | None, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add a member to a running sum, in float32 or better; of whole numbers the largest counts."""
+    result = {}
+    for name, value in state.items():
+        exact = value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+        if total is None:
+            result[name] = exact.clone()
+        else:
+            result[name] = total[name] + exact if value.is_floating_point() else torch.maximum(total[name], value)
+    return result
+
+
+def reestimate_batchnorm(segmenter: Segmenter, batches: Iterable[Mapping[str, Any]]) -> int:
+    """Estimate a model's BatchNorm statistics anew on data, in place: the mean over batches, as training would see it.
+
+    The statistics of a soup are the mean of its members', which is not what the mean weights would produce. Everything
+    but the BatchNorm layers stays in evaluation mode (no stochastic depth).
+
+    Args:
+        segmenter: the model; its weights do not change, its mode is restored.
+        batches: training batches, not augmented, of the same size each (every batch counts the same).
+
+    Returns:
+        The number of BatchNorm layers; 0 where the model has none, and nothing was done.
+
+    Raises:
+        InputError: a batch does not fit the model.
+    """
+    layers = [m for m in segmenter.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    modes = {module: module.training for module in segmenter.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    try:
+        segmenter.eval()
+        segmenter.training = True  # its own check of the batch size is the one for training
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean over batches
+            layer.train()
+        with torch.no_grad():
+            for batch in batches if layers else ():
+                segmenter(batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+    return len(layers)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from model_factory import batch, slim, toy
+
+from cryosentinel.errors import ConfigError
+from cryosentinel.models.tta import flip_logits
+
+
+def test_mean_of_four_flips_in_logit_space_refiner_inside():
+    data = batch(2)
+    with torch.inference_mode():
+        by_hand = []
+        for axes in ([], [3], [2], [2, 3]):
+            logits = slim()({k: v.flip(axes) for k, v in data.items()})
+            by_hand.append(logits.flip([a - 1 for a in axes]))
+        result = flip_logits(slim(), data)
+    assert torch.allclose(result, torch.stack(by_hand).mean(0), atol=1e-5)
+    assert not torch.allclose(result, by_hand[0], atol=1e-2)
+
+
+def test_result_is_equivariant_and_one_flip_is_the_plain_pass():
+    model, data = toy().eval(), batch(1)
+    flipped = {k: v.flip(-1) for k, v in data.items()}
+    with torch.inference_mode():
+        assert torch.equal(flip_logits(model, data, flips=1), model(data))
+        for flips in (2, 4):
+            assert torch.allclose(
+                flip_logits(model, data, flips).flip(-1), flip_logits(model, flipped, flips), atol=1e-5
+            )
+
+
+def test_other_entries_of_the_batch_pass_untouched():
+    label = torch.rand(1, 128, 128)
+    seen = []
+
+    def model(data):
+        seen.append(data["label"])
+        return data["DEM"][:, 0]
+
+    data = {**batch(1), "label": label, "row": torch.tensor([3])}
+    assert torch.allclose(flip_logits(model, data), data["DEM"][:, 0], atol=1e-2)
+    assert len(seen) == 4 and all(s is label for s in seen)
+
+
+def test_three_flips_end_in_a_sentence():
+    with pytest.raises(ConfigError, match="flips is 3"):
+        flip_logits(toy(), batch(1), 3)
