@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(RUN)/python -m pip install $(PIP_OPTIONS) -e '.[dev,audit,ingest]'
+	$(RUN)/python -m pip install $(PIP_OPTIONS) -e '.[dev,ingest]'
 	@touch $@
 
 study: $(VENV)/.installed  ## run the whole study on the embedded benchmark and build the book (PRESET=quick)

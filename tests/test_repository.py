@@ -80,6 +80,7 @@ DISTRIBUTIONS = {
     "branca": "folium",
     "distributed": "dask",
     "pystac": "pystac-client",
+    "urllib3": "pystac-client",
     "torchvision": "terratorch",
     "torchmetrics": "lightning",
 }
