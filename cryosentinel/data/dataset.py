@@ -252,12 +252,8 @@ class ChipDataModule(lightning.LightningDataModule):
 
     def loader(self, split: str) -> DataLoader:
         """Every chip of a split once, in the order of the index, not augmented."""
-        return DataLoader(ChipDataset(self.store_of(split), self.rows[split]), **self._loader_options())
-
-    def store_of(self, split: str) -> ChipStore:
-        """The store, after a check that the split holds chips."""
-        self._rows(split)
-        return self.store
+        rows = self._rows(split)
+        return DataLoader(ChipDataset(self.store, rows), **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {
