@@ -31,7 +31,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             "what": "command line help",
             "ours": ours,
             "peer": peer,
-            "peer_name": "terratorch --help",
+            "peer_name": "TerraTorch's command",
             "unit": "s",
             "ratio": peer / ours,
             "goal": "at most 0.5 s",
