@@ -71,8 +71,9 @@ def _save(tensors: Mapping[str, torch.Tensor], dst: str | os.PathLike[str], meta
     separate: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         # safetensors refuses tensors that share memory, as tied weights do: each name gets its own.
-        separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
-        seen.add(tensor.data_ptr())
+        packed = tensor.detach().contiguous()
+        separate[name] = packed.clone() if packed.data_ptr() in seen else packed
+        seen.add(packed.data_ptr())
     with replacing(dst) as part:
         save_file(separate, part, {"format": "pt", **metadata})
 

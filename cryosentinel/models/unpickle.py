@@ -93,7 +93,6 @@ class _Unpickler(pickle.Unpickler):
             "collections.OrderedDict": OrderedDict,
             "collections.defaultdict": _Call(lambda *factory: {}),
             "builtins.set": set,
-            "__builtin__.set": set,
             "builtins.frozenset": frozenset,
             "torch.Size": tuple,
             "_codecs.encode": _Call(_latin1),
@@ -104,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
+        full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # protocol 2 has the old name
         if full in self._known:
             return self._known[full]
         if module in ("torch", "torch.storage") and name in _DTYPES:
