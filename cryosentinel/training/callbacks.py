@@ -141,7 +141,7 @@ class RunFiles(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After validation: the snapshot if this epoch has one, the best so far, and the checkpoint to resume from."""
         epoch = trainer.current_epoch + 1
-        iou = float(trainer.callback_metrics.get("val_iou", torch.tensor(float("nan"))))
+        iou = float(pl_module.val_iou)
         self.epochs_done = epoch
         self.stopped = bool(trainer.should_stop)
         if epoch in self.snapshot_epochs or (self.stopped and not self.snapshots):

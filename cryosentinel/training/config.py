@@ -126,8 +126,7 @@ def run_parser(with_files: bool = False) -> ArgumentParser:
             help="auto: go on from the folder's last.ckpt; never: begin anew; or a checkpoint to go on from.",
         )  # fmt: skip
     parser.add_class_arguments(RunConfig)
-    parser.add_class_arguments(ChipDataModule, "data")
-    parser.link_arguments("seed", "data.seed")
+    parser.add_class_arguments(ChipDataModule, "data", skip={"seed"})  # the run's seed is that of the data, too
     return parser
 
 
@@ -180,7 +179,7 @@ def parse(
         namespace = parser.parse_object(dict(config)) if isinstance(config, Mapping) else parser.parse_args(words)
     if isinstance(overrides, Mapping):
         with _one_sentence("An override"):
-            namespace = parser.parse_object(_nested(overrides), cfg_base=namespace)
+            namespace = parser.parse_object(_nested(overrides), namespace=namespace)
     elif overrides:
         with _one_sentence("An option"):
             namespace = parser.parse_args(list(overrides), namespace=namespace)

@@ -106,12 +106,15 @@ def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, Chip
     Returns:
         the run's configuration, its data module (not set up), and both as plain values.
     """
-    plain = yaml.safe_load(parser.dump(namespace, skip_none=False))
+    plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     for key in ("config", "run_dir", "resume"):
         plain.pop(key, None)
-    made = parser.instantiate_classes(namespace).as_dict()
+    made = parser.instantiate(namespace).as_dict()
     data = made.pop("data")
     run = RunConfig(**{k: v for k, v in made.items() if k not in ("config", "run_dir", "resume")})
+    data.seed = run.seed
+    if data.augment is not None:
+        data.augment.seed = run.seed
     return run, data, plain
 
 

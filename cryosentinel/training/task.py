@@ -71,7 +71,7 @@ class SegmentationTask(pl.LightningModule):
         self.distances = DistanceCache()
         self._sums: dict[str, Tensor] = {}
         self._confusion = torch.zeros(2, dtype=torch.long)
-        self._val_iou: float | None = None
+        self.val_iou: float | None = None  # of the latest validation
 
     def configure_model(self) -> None:
         """Build the network, once."""
@@ -176,13 +176,12 @@ class SegmentationTask(pl.LightningModule):
             if name in self._sums:
                 row["loss" if name == "loss" else f"loss_{name}"] = float(self._sums[name] / batches)
         row["lr"] = float(self.trainer.optimizers[0].param_groups[-1]["lr"])
-        if self._val_iou is not None:
-            row["val_iou"] = self._val_iou
+        if self.val_iou is not None:
+            row["val_iou"] = self.val_iou
         if self.logger is not None:
             self.logger.log_metrics(row, step=self.global_step)
             self.logger.save()
         self._sums = {}
-        self._val_iou = None
 
     # Validation
 
@@ -213,8 +212,8 @@ class SegmentationTask(pl.LightningModule):
                 "The validation split holds no lake pixel and none is predicted, so its IoU is undefined; validate on "
                 "more chips (another data.block_size, or more regions)."
             )
-        self._val_iou = intersection / union
-        self.log("val_iou", self._val_iou, prog_bar=True, logger=False)
+        self.val_iou = intersection / union
+        self.log("val_iou", self.val_iou, prog_bar=True, logger=False)
 
     # State
 

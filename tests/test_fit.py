@@ -1,0 +1,161 @@
+"""The run folder, configurations that cannot be used, runs that are finished or of another kind, and NaN."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from training_factory import configuration, small_dataset, small_network  # noqa: F401
+
+from cryosentinel.errors import CheckpointError, ConfigError, InputError
+from cryosentinel.models.checkpoint import load_checkpoint
+from cryosentinel.training.config import parse
+from cryosentinel.training.fit import build, fit, main
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("small_network")
+
+
+def test_run_folder(tmp_path, small_dataset, capsys):  # noqa: F811
+    run = fit(configuration(small_dataset), {"trainer.max_epochs": 3}, tmp_path / "run")
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    snapshots = {n for n in names if n.startswith("checkpoints/step")}
+    assert len(snapshots) == 2 and names - snapshots == {
+        "checkpoints/last.ckpt", "checkpoints/best.ckpt", "logs/metrics.csv", "logs/config.yaml", "logs/summary.json",
+        "logs/data.json", "logs/learning_rates.png",
+    }  # fmt: skip
+    rows = list(csv.DictReader((run / "logs" / "metrics.csv").open()))
+    assert [int(r["step"]) for r in rows] == [4, 8, 12] and [int(r["epoch"]) for r in rows] == [1, 2, 3]
+    for row in rows:
+        terms = [float(row[f"loss_{t}"]) for t in ("bce", "focal", "dice", "tversky", "boundary", "lovasz")]
+        total = sum(w * t for w, t in zip((0.5, 1, 1, 0.5, 0.5, 0.3), terms, strict=True))
+        assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
+        assert 0 <= float(row["val_iou"]) <= 1
+    saved = yaml.safe_load((run / "logs" / "config.yaml").read_text())
+    assert saved["trainer"]["max_epochs"] == 3 and saved["loss"]["tversky_beta"] == 0.75 and "seed" not in saved["data"]
+    summary = json.loads((run / "logs" / "summary.json").read_text())
+    assert summary["finished"] and summary["steps"] == 12 and len(summary["snapshots"]) == 2
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert best["val_iou"] == max(float(r["val_iou"]) for r in rows)
+    assert set(best["hyper_parameters"]) == {"segmenter", "statistics", "seed"}
+    assert all(k.startswith("model.") for k in best["state_dict"])
+    assert "of decoder" in capsys.readouterr().out  # the profile was printed
+
+
+def test_saved_configuration_gives_the_same_run(tmp_path, small_dataset):  # noqa: F811
+    first = fit(configuration(small_dataset), {"trainer.max_epochs": 1, "optim.swa.start": 0.0}, tmp_path / "a")
+    again = fit(first / "logs" / "config.yaml", run_dir=tmp_path / "b")
+    one, two = (load_checkpoint(r / "checkpoints" / "best.ckpt")["state_dict"] for r in (first, again))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_finished_run_returns_at_once(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    config = configuration(small_dataset, **{"trainer.max_epochs": 1})
+    run = fit(config, run_dir=tmp_path / "run")
+    monkeypatch.setattr("cryosentinel.training.fit._trainer", None)  # would fail if it trained
+    assert fit(config, run_dir=run) == run
+    with pytest.raises(ConfigError, match=r"run of another configuration \(it differs in optim.lr\)"):
+        fit(config, {"optim.lr": 1.0}, run)
+
+
+def test_other_data_in_the_folder_are_noticed(tmp_path, small_dataset):  # noqa: F811
+    config = configuration(small_dataset, **{"trainer.max_epochs": 1})
+    run = fit(config, run_dir=tmp_path / "run")
+    (run / "logs" / "data.json").write_text('{"data": "0000"}')
+    with pytest.raises(ConfigError, match="on other data"):
+        fit(config, run_dir=run)
+    fit(config, run_dir=run, resume="never")  # begins anew
+
+
+def test_early_stopping(tmp_path, small_dataset):  # noqa: F811
+    changes = {"validation.patience": 1, "trainer.max_epochs": 30, "optim.swa.start": 0.9, "optim.lr": 1e-9}
+    config = configuration(small_dataset, **changes)
+    run = fit(config, run_dir=tmp_path / "run")
+    summary = json.loads((run / "logs" / "summary.json").read_text())
+    assert summary["stopped_early"] and summary["steps"] < 120
+    # The phase of the snapshots was never reached: the last average stands in.
+    assert len(summary["snapshots"]) == 1 and (run / "checkpoints" / summary["snapshots"][0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optim.lr_typo": 1.0}, "lr_typo"),
+        ({"optimiser.lr": 1.0}, "optimiser"),
+        ({"trainer.max_epochs": "many"}, "max_epochs"),
+        ({"model.backbone": "terramind_v9"}, "terramind_v9"),
+        ({"loss.ohem_keep": 0.0}, "ohem_keep"),
+        ({"data.augment.flip": 1.0}, "flip"),
+        ({"data.seed": 3}, "seed"),
+        ({"validation.flips": 3}, "flips"),
+    ],
+)
+def test_unusable_configurations_are_refused_in_a_sentence(tmp_path, small_dataset, change, words):  # noqa: F811
+    with pytest.raises(ConfigError) as error:
+        fit(configuration(small_dataset), change, tmp_path / "run")
+    assert words in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_file_and_missing_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="There is no configuration file"):
+        main(["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(ConfigError, match="needs a configuration"):
+        main([])
+
+
+def test_command_line(tmp_path, small_dataset, capsys):  # noqa: F811
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(configuration(small_dataset)))
+    words = ["--config", str(path), "--run_dir", str(tmp_path / "r"), "--trainer.max_epochs", "1"]
+    assert main([*words, "--optim.lr=0.002"]) == tmp_path / "r"
+    saved = yaml.safe_load((tmp_path / "r" / "logs" / "config.yaml").read_text())
+    assert saved["optim"]["lr"] == 0.002 and saved["optim"]["warmup_epochs"] == 1 and saved["trainer"]["max_epochs"] == 1
+    assert main(["--help"]) is None
+    assert "--optim.layer_decay" in capsys.readouterr().out
+
+
+def test_nan_stops_and_names_the_chip(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    from cryosentinel.data.dataset import ChipDataset
+
+    read = ChipDataset.__getitems__
+
+    def spoiled(self, indices):
+        batch = read(self, indices)
+        batch["S2L2A"][batch["row"] == 4] = float("nan")
+        return batch
+
+    monkeypatch.setattr(ChipDataset, "__getitems__", spoiled)
+    config = configuration(small_dataset, **{"data.augment": None, "trainer.limit_train_batches": None})
+    _, data, _ = build(*parse(config))
+    data.setup()
+    assert 4 in data.rows["train"]
+    name = data.store.index.chip_id[4]
+    with pytest.raises(InputError, match=f"chip {name} hold values that are not finite"):
+        fit(config, run_dir=tmp_path / "run")
+
+
+def test_empty_split_is_refused(tmp_path, small_dataset):  # noqa: F811
+    with pytest.raises(InputError, match="split of .* is empty"):
+        fit(configuration(small_dataset, **{"data.block_size": 60.0}), run_dir=tmp_path / "run")
+
+
+def test_weights_alone_cannot_be_resumed(tmp_path, small_dataset):  # noqa: F811
+    config = configuration(small_dataset, **{"trainer.max_epochs": 1})
+    run = fit(config, run_dir=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="weights alone"):
+        fit(config, run_dir=tmp_path / "other", resume=run / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_that_comes_along_can_be_read(path):
+    run, data, _ = build(*parse(path))
+    assert run.run_name == path.stem and data.seed == run.seed
+    from cryosentinel.training.optim import swa_first_epoch
+
+    epochs = run.trainer.max_epochs
+    assert run.checkpoints.epochs(epochs, swa_first_epoch(run.optim, epochs))
