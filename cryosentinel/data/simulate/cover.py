@@ -44,7 +44,7 @@ def make_cover(ground: Ground, year: int) -> Cover:
     above = g.z - g.ela
     ragged = g.steep + 3.5 * patches + 1.5 * fine
 
-    bright = broad + 0.5 * patches > 0.1
+    bright = broad + 0.5 * patches > -0.15
     m = np.where(bright, Material.BRIGHT_ROCK, Material.DARK_ROCK).astype(np.uint8)
     m[ragged < 41] = Material.SCREE
     ground_cover = ragged < 30
@@ -64,13 +64,13 @@ def make_cover(ground: Ground, year: int) -> Cover:
 
     year_line = 70 * Draw(g.seed, g.epsg, "snowline", year).normal()
     snow = above - year_line + 130 * patches + 40 * fine - 9 * np.maximum(g.steep - 34, 0)
-    m[snow > 380] = Material.WET_SNOW
+    m[snow > 450] = Material.WET_SNOW
     ice = g.glacier + 0.05 * fine > 0
     m[ice] = Material.ICE
-    debris = -above / 260 + 0.7 * patches + 0.25 * fine - 0.35 + 0.4 * broad
+    debris = -above / 260 + 0.7 * patches + 0.25 * fine - 0.20 + 0.4 * broad
     m[ice & (debris > 0)] = Material.DEBRIS_ICE
-    m[ice & (snow > 120)] = Material.WET_SNOW
-    m[(snow > 520) & (g.steep < 52)] = Material.SNOW
+    m[ice & (snow > 190)] = Material.WET_SNOW
+    m[(snow > 560) & (g.steep < 52)] = Material.SNOW
 
     lake = np.zeros(m.shape, np.uint8)
     turbid = np.zeros(m.shape, np.float32)
@@ -85,7 +85,7 @@ def make_cover(ground: Ground, year: int) -> Cover:
         part = m[here]
         part[wet] = code
         if body.frozen > 0:
-            cold = Draw(g.seed, "frozen", body.lake_id, year).uniform() * 0.75 + 0.35
+            cold = 0.25 + 0.75 * Draw(g.seed, "frozen", body.lake_id, year).uniform()
             if body.frozen > cold:
                 # Ice goes first along the shore: it stays on the part that floods at small areas.
                 kept = 0.9 * min(1.0, (body.frozen - cold) / 0.25)

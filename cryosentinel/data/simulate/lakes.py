@@ -18,8 +18,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import reconstruction
 
+from cryosentinel.data.simulate.kernels import flood_order
 from cryosentinel.data.simulate.noise import Draw, gradient_noise, key, uniform
 from cryosentinel.data.simulate.terrain import POST_M, POST_PX, Relief, relief, upsample
 from cryosentinel.indices import slope
@@ -39,8 +39,10 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "supraglacial": (0.16, 0.45, 0.85),
 }
 _LAKES_A_CELL = 7.0
-_RESERVOIRS_A_CELL = 0.7
+_RESERVOIRS_A_CELL = 1.0
+_PONDS_A_CELL = 1.1
 _MAX_AREA_HA = 320.0
+_REACH = 2.8  # times its area as drawn that a lake can reach, by growth or by an inventory's mistake
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +127,15 @@ def _candidates(kind: str, r: Relief, z_low: np.ndarray, steep: np.ndarray, ice_
     if kind == "proglacial":
         return (r.glacier < 0.0) & (ice_near < 12) & (steep < 17) & hollow
     if kind == "moraine":
-        return (r.glacier < -0.3) & (ice_near > 8) & (ice_near < 45) & (steep < 15) & hollow
+        return (r.glacier < -0.3) & (ice_near > 8) & (ice_near < 40) & (steep < 15) & hollow
     if kind == "cirque":
-        return (r.glacier < -0.2) & (below_ela < 750) & (steep < 18) & hollow
+        return (r.glacier < -0.2) & (below_ela < 750) & (steep < 18) & (np.abs(r.axis) > 350) & hollow
     if kind == "supraglacial":
         return (r.glacier > 0.15) & (below_ela > 20) & (steep < 12)
     if kind == "reservoir":
         return (r.glacier < -0.4) & (np.abs(r.axis) < 120) & (steep < 12)
+    if kind == "tarn":
+        return (r.glacier < -0.4) & (below_ela < 900) & (steep < 12) & (np.abs(r.axis) > 350)
     return (r.glacier < -0.5) & (ice_near > 20) & (steep < 9) & hollow  # pond
 
 
@@ -143,25 +147,15 @@ def _flooding(kind: str, z: np.ndarray, rows: np.ndarray, cols: np.ndarray, area
     dx = (cols - cols[middle]).astype(np.float32)[None, :]
     rise = (z - z[middle, middle]) / np.float32(0.10 * (radius * PIXEL_SIZE_M + 60))
     cost = np.hypot(dy, dx) / np.float32(radius) + np.maximum(rise, 0) + 0.7 * np.maximum(-rise, 0)
-    cost += 0.30 * gradient_noise(rows, cols, max(1.1 * radius, 4.0), k)
-    cost += 0.10 * gradient_noise(rows, cols, max(0.3 * radius, 2.5), k + 1)
+    cost += 0.22 * gradient_noise(rows, cols, max(1.1 * radius, 4.0), k)
+    cost += 0.07 * gradient_noise(rows, cols, max(0.3 * radius, 2.5), k + 1)
     if kind == "reservoir":
         # A dam: straight, across the valley, on the downstream side.
         angle = Draw(k, "dam").uniform(0, 2 * np.pi)
         cost += 8.0 * ((dy * np.float32(np.sin(angle)) + dx * np.float32(np.cos(angle))) > 0.45 * radius)
-    edge = np.ones(cost.shape, bool)
-    edge[1:-1, 1:-1] = False
-    # The cheapest path from the deepest point: the cost at which the flood arrives, so outlines nest and connect.
-    seed = np.full(cost.shape, cost.max() + 1, np.float32)
-    seed[middle, middle] = cost[middle, middle]
-    arrival = reconstruction(seed, cost.astype(np.float32), method="erosion")
-    arrival[edge] = np.inf
-    order = np.argsort(arrival, axis=None, kind="stable")
-    area_at = np.empty(cost.size, np.float32)
-    area_at[order] = (np.arange(cost.size) + 1) * np.float32(PIXEL_SIZE_M**2 / 1e4)
-    area_at = area_at.reshape(cost.shape)
-    area_at[edge] = np.inf
-    return area_at
+    pixel_ha = PIXEL_SIZE_M**2 / 1e4
+    order = flood_order(cost.astype(np.float32), middle, middle, int(_REACH * area / pixel_ha) + 9)
+    return np.where(order > 0, order * np.float32(pixel_ha), np.float32(np.inf)).astype(np.float32)
 
 
 def _history(kind: str, draw: Draw) -> dict[str, float]:
@@ -205,6 +199,8 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
     # Distance to glacier ice in posts; ice beyond the padded cell does not count.
     ice = r.glacier > 0
     ice_near = ndimage.distance_transform_edt(~ice) if ice.any() else np.full(ice.shape, 999.0)
+    # Shores are smoother than gullies: sediment fills the small ones.
+    bowl = ndimage.gaussian_filter(r.z, 2.5, truncate=3)
     luck = uniform(post_rows, post_cols, key(seed, epsg, "luck"))
     suits = 0.5 * luck - steep / 20 + 0.35 * np.tanh((z_low - r.z) / 25)
 
@@ -214,7 +210,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         wanted.append((kind, float(np.exp(draw.normal(*_SIZES[kind][1:])))))
     for _ in range(draw.poisson(_RESERVOIRS_A_CELL)):
         wanted.append(("reservoir", float(np.exp(draw.normal(2.7, 0.9)))))
-    for _ in range(draw.poisson(0.9)):
+    for _ in range(draw.poisson(_PONDS_A_CELL)):
         wanted.append(("pond", float(np.exp(draw.normal(0.6, 0.9)))))
 
     to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
@@ -229,7 +225,9 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         margin = half // POST_PX + 2
         inside[:] = False
         inside[_PAD + margin : -_PAD - margin, _PAD + margin : -_PAD - margin] = True
-        room = inside & ~taken & _candidates(kind, r, z_low, steep, ice_near)
+        # Hydropower also dams tarns above the valleys.
+        where = "tarn" if kind == "reservoir" and draw.uniform() < 0.4 else kind
+        room = inside & ~taken & _candidates(where, r, z_low, steep, ice_near)
         if not room.any():
             continue
         at = int(np.argmax(np.where(room, suits, -np.inf)))
@@ -239,12 +237,12 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         yy, xx = np.ogrid[: taken.shape[0], : taken.shape[1]]
         taken |= (yy - i) ** 2 + (xx - j) ** 2 < (reach + 4) ** 2
         rows, cols = np.arange(row - half, row + half + 1), np.arange(col - half, col + half + 1)
-        z = upsample(r.z, int(post_rows[0]), int(post_cols[0]), rows, cols)
+        z = upsample(bowl, int(post_rows[0]), int(post_cols[0]), rows, cols)
         k = key(seed, epsg, "lake", cell_row, cell_col, number)
         area_at = _flooding(kind, z, rows, cols, area, k)
         one = Draw(seed, epsg, "lake", cell_row, cell_col, number)
         lon, lat = to_lonlat.transform((col + 0.5) * PIXEL_SIZE_M, -(row + 0.5) * PIXEL_SIZE_M)
-        shore = z[area_at <= area]
+        shore = upsample(r.z, int(post_rows[0]), int(post_cols[0]), rows, cols)[area_at <= area]
         lakes.append(
             Lake(
                 lake_id=f"GL{round(lon * 1000):06d}E{round(lat * 1000):05d}N",
@@ -257,7 +255,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
                 level=float(np.percentile(shore, 35)),
                 area_ha=area,
                 turbid=_turbidity(kind, one),
-                frozen=float(np.clip((z[half, half] - r.ela[i, j] + 450) / 900, 0, 1)) if kind in GLACIAL else 0.0,
+                frozen=float(np.clip((z[half, half] - r.ela[i, j] + 800) / 900, 0, 1)) if kind in GLACIAL else 0.0,
                 moraine=one.uniform(4, 18) if kind in ("moraine", "proglacial") else one.uniform(0, 3),
                 **_history(kind, one),
             )

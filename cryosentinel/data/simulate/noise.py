@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from cryosentinel.data.simulate.kernels import perlin
+
 
 @lru_cache(maxsize=65536)
 def key(*words: object) -> int:
@@ -79,23 +81,12 @@ def gradient_noise(rows: np.ndarray, cols: np.ndarray, wavelength: float, k: int
     """
     y, x = np.asarray(rows, np.float64) / wavelength, np.asarray(cols, np.float64) / wavelength
     iy, ix = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
-    fy, fx = (y - iy).astype(np.float32)[:, None], (x - ix).astype(np.float32)[None, :]
     lattice_y, lattice_x = np.arange(iy.min(), iy.max() + 2), np.arange(ix.min(), ix.max() + 2)
     angle = uniform(lattice_y, lattice_x, k) * np.float32(2 * np.pi)
-    gy, gx = np.sin(angle), np.cos(angle)
-    jy, jx = iy - lattice_y[0], ix - lattice_x[0]
-
-    def corner(dy: int, dx: int) -> np.ndarray:
-        at = np.ix_(jy + dy, jx + dx)
-        return gy[at] * (fy - dy) + gx[at] * (fx - dx)
-
-    ty, tx = fy * fy * fy * (fy * (fy * 6 - 15) + 10), fx * fx * fx * (fx * (fx * 6 - 15) + 10)
-    top, bottom = corner(0, 0), corner(1, 0)
-    top += tx * (corner(0, 1) - top)
-    bottom += tx * (corner(1, 1) - bottom)
-    top += ty * (bottom - top)
-    top *= np.float32(3.9)  # the standard deviation of unit-gradient Perlin noise is 0.256
-    return top
+    fy, fx = (y - iy).astype(np.float32), (x - ix).astype(np.float32)
+    total = perlin(np.sin(angle), np.cos(angle), iy - lattice_y[0], ix - lattice_x[0], fy, fx)
+    total *= np.float32(3.9)  # the standard deviation of unit-gradient Perlin noise is 0.256
+    return total
 
 
 def fractal(

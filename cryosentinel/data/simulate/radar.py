@@ -44,7 +44,7 @@ def make_radar(ground: Ground, cover: Cover, year: int) -> np.ndarray:
     rise = g.dz_col * np.float32(np.sin(np.radians(azimuth))) - g.dz_row * np.float32(np.cos(np.radians(azimuth)))
     flat = cover.water | (cover.material == Material.FROZEN_LAKE)
     rise[flat] = 0
-    area = np.maximum(1 + rise * tan, 0.0) / np.maximum(1 - rise / tan, 0.14)
+    area = np.maximum(1 + rise * tan, 0.05) / np.maximum(1 - rise / tan, 0.20)
     hidden = g.shadow(azimuth + 180.0, 90.0 - INCIDENCE_DEG)
     hidden[flat & (g.steep < 12)] *= 0.3
     area *= 1 - hidden

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from cryosentinel.data.simulate.noise import fractal, gradient_noise, key
+from cryosentinel.data.simulate.noise import fractal, gradient_noise, key, uniform
 from cryosentinel.sensors import PIXEL_SIZE_M, REGIONS
 
 POST_PX = 3  # 30 m posts, in 10 m pixels
@@ -26,17 +26,17 @@ _NODE_PX = 2000  # climate is interpolated between nodes 20 km apart
 
 #: region -> mean elevation (m), relief (m), ELA above the mean elevation (m), greenness 0..1, lake density (1 = usual).
 CLIMATE: dict[str, tuple[float, float, float, float, float]] = {
-    "hindu_kush": (4350.0, 1250.0, 650.0, 0.25, 0.9),
-    "pamir": (4600.0, 1100.0, 550.0, 0.15, 1.0),
-    "karakoram": (4900.0, 1500.0, 450.0, 0.15, 1.0),
-    "western_himalaya": (4650.0, 1300.0, 600.0, 0.30, 1.0),
-    "central_himalaya": (4850.0, 1350.0, 650.0, 0.35, 1.1),
-    "eastern_himalaya": (4700.0, 1300.0, 600.0, 0.45, 1.2),
-    "hengduan_nyainqentanglha": (4600.0, 1250.0, 550.0, 0.45, 1.2),
-    "tibetan_plateau": (5100.0, 800.0, 600.0, 0.15, 0.8),
-    "tien_shan_full": (3750.0, 1150.0, 450.0, 0.35, 0.9),
-    "ile_alatau": (3550.0, 1200.0, 450.0, 0.45, 1.0),
-    "zhetysu_alatau": (3450.0, 1100.0, 400.0, 0.45, 0.9),
+    "hindu_kush": (4250.0, 1130.0, 800.0, 0.25, 0.9),
+    "pamir": (4450.0, 1000.0, 715.0, 0.15, 1.0),
+    "karakoram": (4700.0, 1020.0, 650.0, 0.15, 1.0),
+    "western_himalaya": (4450.0, 1180.0, 750.0, 0.30, 1.0),
+    "central_himalaya": (4600.0, 1200.0, 740.0, 0.35, 1.1),
+    "eastern_himalaya": (4450.0, 1180.0, 770.0, 0.45, 1.2),
+    "hengduan_nyainqentanglha": (4350.0, 1120.0, 690.0, 0.45, 1.2),
+    "tibetan_plateau": (4950.0, 780.0, 670.0, 0.15, 0.8),
+    "tien_shan_full": (3650.0, 1080.0, 665.0, 0.35, 0.9),
+    "ile_alatau": (3450.0, 1120.0, 630.0, 0.45, 1.0),
+    "zhetysu_alatau": (3350.0, 1030.0, 610.0, 0.45, 0.9),
 }
 
 
@@ -122,6 +122,71 @@ class Relief:
         return Relief(*(np.ascontiguousarray(getattr(self, f.name)[rows, cols]) for f in fields(self)))
 
 
+def _glacier(
+    large: np.ndarray, base: np.ndarray, relief_m: np.ndarray, ela: np.ndarray, height: np.ndarray, hanging: np.ndarray
+) -> np.ndarray:
+    """Ice where it is high, turned north, and below high ground in valleys: tongues reach under the equilibrium line."""
+    zy, zx = np.gradient(large, POST_M)
+    steep = np.hypot(zy, zx)
+    # Rows grow southwards: a slope that falls northwards has elevation growing with the row.
+    northness = zy / np.maximum(steep, 0.05)
+    fed = 1 / (1 + np.exp(-(base + 0.33 * relief_m - ela) / 90))
+    cirque = 1 / (1 + np.exp(-(large + 330 - ela) / 80))
+    glacier = (large - ela) / 330 + 0.5 * northness * np.minimum(steep, 1)
+    glacier += 2.4 * (1 - height) * fed + 1.3 * hanging * cirque
+    return glacier - np.maximum(steep - 0.8, 0) * 2.0
+
+
+def gullies(rows: np.ndarray, cols: np.ndarray, dz_row: np.ndarray, dz_col: np.ndarray, k: int) -> np.ndarray:
+    """Furrows and spurs that run down the slope, (H, W) float32, about -1 to 1 on steep ground and 0 on flat.
+
+    Waves across the slope's direction, each patch with its own phase, blended over a jittered lattice, three octaves
+    that bend around the larger ones (the erosion texture of R. Skovbo Johansen and F. Michelon).
+
+    Args:
+        rows, cols: (H,), (W,) absolute pixels.
+        dz_row, dz_col: (H, W) slope of the ground, m per m.
+        k: a key.
+    """
+    total = np.zeros(dz_row.shape, np.float32)
+    along_row, along_col = dz_row.copy(), dz_col.copy()
+    for octave, wavelength in enumerate((64.0, 33.0, 17.0)):
+        y, x = np.asarray(rows, np.float64) / wavelength, np.asarray(cols, np.float64) / wavelength
+        iy, ix = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+        fy, fx = (y - iy).astype(np.float32)[:, None], (x - ix).astype(np.float32)[None, :]
+        low_y, low_x = iy.min() - 1, ix.min() - 1
+        lattice = np.arange(low_y, iy.max() + 2), np.arange(low_x, ix.max() + 2)
+        # A point within the middle 0.7 of each lattice cell: what lies two cells away is at least 1.15 away.
+        point_y = 0.15 + uniform(*lattice, k + 2 * octave) * np.float32(0.7)
+        point_x = 0.15 + uniform(*lattice, k + 2 * octave + 1) * np.float32(0.7)
+        norm = np.maximum(np.hypot(along_row, along_col), 1e-3)
+        # Across the slope; flat ground has no direction and gets no waves.
+        across_row, across_col = -along_col / norm, along_row / norm
+        wave = np.zeros_like(total)
+        wave_d = np.zeros_like(total)
+        weights = np.zeros_like(total)
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                at = np.ix_(iy + dy - low_y, ix + dx - low_x)
+                py, px = fy - dy - point_y[at], fx - dx - point_x[at]
+                weight = np.maximum(1 - (py * py + px * px) * np.float32(1 / 1.15**2), 0)
+                weight *= weight
+                phase = (py * across_row + px * across_col) * np.float32(2 * np.pi)
+                wave += weight * np.cos(phase)
+                wave_d -= weight * np.sin(phase)
+                weights += weight
+        weights += np.float32(1e-6)
+        wave /= weights
+        wave_d /= weights
+        strength = np.minimum(norm / 0.55, 1)
+        gain = np.float32(0.55**octave)
+        total += gain * strength * wave
+        # The next octave sees the slope of this one.
+        along_row += gain * 0.55 * wave_d * across_row
+        along_col += gain * 0.55 * wave_d * across_col
+    return total
+
+
 def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -> Relief:
     """Relief at posts.
 
@@ -130,7 +195,7 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
         post_rows, post_cols: (H,), (W,) consecutive absolute post indices (pixel index // 3); a post lies at the centre
             of its three by three pixels.
     """
-    pad = 2  # for the derivatives below
+    pad = 3  # derivatives of derivatives
     rows = np.arange(post_rows[0] - pad, post_rows[-1] + pad + 1) * POST_PX + 1.0
     cols = np.arange(post_cols[0] - pad, post_cols[-1] + pad + 1) * POST_PX + 1.0
     c = climate(epsg, rows, cols)
@@ -139,29 +204,31 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
         return key(seed, epsg, "relief", name)
 
     regional = gradient_noise(rows, cols, 2600, k("regional"))
-    base = c.elevation + 260 * regional
+    base = c.elevation + 430 * regional
     valleys = fractal(rows, cols, 620, k("valleys"), octaves=3, gain=0.42)
     # U-shaped cross-section: flat floor, steepest at half height, rounding off.
-    squared = (valleys * valleys) * np.float32(1 / 0.55**2)
-    height = 1 - np.exp(-squared)
-    ridges = fractal(rows, cols, 150, k("ridges"), octaves=4, gain=0.52)
-    crests = 1 - np.abs(gradient_noise(rows, cols, 210, k("crests")))
-    mask = 0.10 + 0.90 * height
-    z = base + c.relief * (height - 0.45)
-    z += c.relief * mask * (0.115 * ridges + 0.12 * crests)
+    height = 1 - np.exp(-(valleys * valleys) * np.float32(1 / 0.55**2))
+    # Tributary valleys and cirques hang in the flanks.
+    hanging = np.exp(-((fractal(rows, cols, 240, k("tributaries"), octaves=2, gain=0.4) / 0.42) ** 2)) * height
+    mask = 0.06 + 0.94 * height
+    # The distance to a zero line is a sharp edge: ridges.
+    crests = 1 - np.abs(fractal(rows, cols, 260, k("crests"), octaves=3, gain=0.5))
+    large = base + c.relief * (height - 0.42 - 0.24 * hanging) + c.relief * 0.13 * mask * crests
+    ela = c.elevation + c.ela + 30 + 270 * regional
+    glacier = _glacier(large, base, c.relief, ela, height, hanging)
+    glacier += 0.22 * gradient_noise(rows, cols, 90, k("glacier"))
 
-    dy, dx = np.gradient(valleys, POST_M)
-    axis = valleys / np.maximum(np.hypot(dy, dx), 2e-4)
+    dy, dx = np.gradient(large, POST_M)
+    detail = gullies(rows, cols, dy, dx, k("gullies")) + 0.22 * fractal(rows, cols, 75, k("rough"), octaves=3, gain=0.6)
+    # Ice buries the rock's relief.
+    buried = 1 / (1 + np.exp(-6 * glacier))
+    z = large + c.relief * mask * 0.09 * detail * (1 - 0.85 * buried)
 
     zy, zx = np.gradient(z, POST_M)
-    steep = np.hypot(zy, zx)
-    # Rows grow southwards: a slope that falls northwards has elevation growing with the row.
-    northness = zy / np.maximum(steep, 0.05)
-    ela = c.elevation + c.ela + 120 * regional
-    tongue = (1 - height) / (1 + np.exp(-(base + 0.35 * c.relief - ela) / 120))
-    glacier = (z - ela) / 400 + 0.45 * northness * np.minimum(steep, 1) + 2.3 * tongue
-    glacier -= np.maximum(steep - 0.75, 0) * 3.0
-    glacier += 0.30 * gradient_noise(rows, cols, 90, k("glacier")) - 0.15
+    glacier -= np.maximum(np.hypot(zy, zx) - 0.85, 0) * 2.5
+    dy, dx = np.gradient(valleys, POST_M)
+    axis = valleys / np.maximum(np.hypot(dy, dx), 2e-4)
+    result = Relief(z, height, axis, ela, glacier, c.green, c.lakes)
     inner = (slice(pad, -pad), slice(pad, -pad))
     result = Relief(z, height, axis, ela, glacier, c.green, c.lakes)
     return result.crop(*inner)
