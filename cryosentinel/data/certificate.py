@@ -123,12 +123,6 @@ def chips_overlap(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray
     return together
 
 
-def _places(lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Chips of several years stand on one place: (places,) one chip of each, (n,) the place of each chip."""
-    _, first, place = np.unique(lat + 1j * lon, return_index=True, return_inverse=True)
-    return first, place.reshape(-1)
-
-
 def _between(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[int, float, tuple[int, int]]:
     """Overlapping pairs, smallest distance and its pair between two groups of chips (positions)."""
     from scipy.spatial import cKDTree
@@ -136,19 +130,28 @@ def _between(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray) -> 
     if len(a) > len(b):  # a tree of the many, asked by the few
         pairs, distance, (i, j) = _between(lat, lon, b, a)
         return pairs, distance, (j, i)
+    # Chips of several years stand on one place: places are compared, and pairs of chips counted.
+    (a, count_a), (b, count_b) = _places(lat, lon, a), _places(lat, lon, b)
     points_a, points_b = earth_centred(lat[a], lon[a]), earth_centred(lat[b], lon[b])
     tree = cKDTree(points_b, balanced_tree=False, compact_nodes=False)  # built faster, and asked only once
-    distance, at = tree.query(points_a)
-    nearest = int(distance.argmin())
+    distances, at = tree.query(points_a)
+    nearest = int(distances.argmin())
     pairs = 0
     reach = SIDE_M * np.sqrt(2)
-    close = np.flatnonzero(distance < reach)  # only those can overlap anything
+    close = np.flatnonzero(distances < reach)  # only those can overlap anything
     if len(close):
         found = tree.query_ball_point(points_a[close], reach)
-        left = np.repeat(a[close], [len(f) for f in found])
-        right = b[np.concatenate(found).astype(np.int64)]
-        pairs = int(chips_overlap(lat, lon, left, right).sum())
-    return pairs, float(distance[nearest]), (int(a[nearest]), int(b[at[nearest]]))
+        left = np.repeat(close, [len(f) for f in found])
+        right = np.concatenate(found).astype(np.int64)
+        touch = chips_overlap(lat, lon, a[left], b[right])
+        pairs = int((count_a[left] * count_b[right])[touch].sum())
+    return pairs, float(distances[nearest]), (int(a[nearest]), int(b[at[nearest]]))
+
+
+def _places(lat: np.ndarray, lon: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One chip of each place among ``at``, and how many chips stand there."""
+    _, first, counts = np.unique(lat[at] + 1j * lon[at], return_index=True, return_counts=True)
+    return at[first], counts
 
 
 def _compare(lat: np.ndarray, lon: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def stage_certificate(
     lat_1, lon_1 = checked_centres(*earlier[:2])
     lat_2, lon_2 = checked_centres(*later[:2])
     trained = np.flatnonzero(np.asarray(earlier[2], dtype=str) == "train")
-    trained = trained[_places(lat_1[trained], lon_1[trained])[0]]
+    trained = _places(lat_1, lon_1, trained)[0]
     lat, lon = np.concatenate([lat_1[trained], lat_2]), np.concatenate([lon_1[trained], lon_2])
     report: dict[str, dict[str, float | int | None]] = {}
     for name in ("val", "test"):
