@@ -48,6 +48,12 @@ def outputs() -> Path:
     return Path(given).resolve() if given else project_root() / "outputs"
 
 
+def _shown(path: Path) -> str:
+    """A path as pages show it: from the repository's root where it lies inside, else its name alone."""
+    root = project_root()
+    return path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else path.name
+
+
 def snapshots(run: str | os.PathLike[str]) -> list[Path]:
     """The snapshots of a run folder, in order of their steps.
 
@@ -144,8 +150,8 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def __str__(self) -> str:
-        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {self.root}"
-        return f"Study on {chips}; its files go to {self.out}"
+        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {_shown(self.root)}"
+        return f"Study on {chips}; its files go to {_shown(self.out)}"
 
     # --- bookkeeping -------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,8 @@ def run_study(
     for name in notebooks:
         if name not in NOTEBOOKS:
             raise ConfigError(f"There is no notebook {name!r}; known are {', '.join(NOTEBOOKS)}.")
-    common = {"preset": preset, "out": str(study.out)}
+    # Relative where it can be: the parameters stand on the page.
+    common = {"preset": preset, "out": os.path.relpath(study.out, project_root())}
     given = check_parameters({**(parameters or {}), **common}, notebooks)
     started = time.monotonic()
     for number, name in enumerate(notebooks, start=1):

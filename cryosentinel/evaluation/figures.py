@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosentinel.evaluation.audit import Audit, witnesses
+from cryosentinel.evaluation.audit import Audit
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.evaluation.metrics import chip_counts, chip_iou, score
+from cryosentinel.evaluation.witnesses import witnesses
 from cryosentinel.indices import mndwi
 
 if TYPE_CHECKING:
@@ -303,4 +304,18 @@ def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: i
     figure.suptitle(
         f"{chip.chip_id}, {chip.region}, {chip.snapshot_year}: {what}; chip IoU {row['iou']:.2f}", fontsize=10
     )
+    return figure
+
+
+def size_recall(sizes: pd.DataFrame, kind: str) -> Figure:
+    """Share of lake pixels found, by size of the true lake.
+
+    Args:
+        sizes: from :func:`cryosentinel.evaluation.strata.by_lake_size`.
+        kind: simulated, published or real.
+    """
+    figure, ax = _axes(height=3.2)
+    bars = ax.bar(sizes["size_ha"], sizes["pixel_recall"].fillna(0), color=COLOURS[0])
+    ax.bar_label(bars, [f"{n} lakes" if n else "no lake" for n in sizes["lakes"]], fontsize=8, padding=2)
+    ax.set(xlabel="area of the true lake, ha", ylabel=f"share of lake pixels found ({kind})", ylim=(0, 1.08))
     return figure

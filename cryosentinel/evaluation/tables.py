@@ -1,0 +1,61 @@
+"""Estimates and metrics as tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cryosentinel.evaluation.bootstrap import Estimate
+
+
+def _interval(low: float | None, high: float | None, form: str) -> str:
+    return "none" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def estimates(found: Mapping[str, Estimate], name: str = "IoU", signed: bool = False) -> pd.DataFrame:
+    """One row an estimate: score, 95 % interval, chips and lake-bearing blocks that it rests on.
+
+    Args:
+        found: row name -> estimate.
+        name: of the score's column.
+        signed: write a sign, for differences.
+
+    Returns:
+        Strings; an interval that cannot be given is "none", and a caption says why.
+    """
+    import pandas as pd
+
+    form = "+.4f" if signed else ".4f"
+    return pd.DataFrame(
+        {
+            row: {name: f"{e.value:{form}}", "95 % interval": _interval(e.low, e.high, form), "chips": e.n,
+                  "lake blocks": e.lake_blocks}
+            for row, e in found.items()
+        }
+    ).T  # fmt: skip
+
+
+def reasons(found: Mapping[str, Estimate]) -> str:
+    """Why intervals are missing, each reason once; empty where none is."""
+    return "; ".join(dict.fromkeys(e.reason for e in found.values() if e.reason))
+
+
+def entries(recorded: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Entries of the metrics file: value, interval, number, kind of data, and the reason where something is missing."""
+    import pandas as pd
+
+    def number(value: float | None) -> str:
+        return (
+            "none" if value is None else f"{value:,.4f}" if value != int(value) or abs(value) < 2 else f"{value:,.0f}"
+        )
+
+    return pd.DataFrame(
+        {
+            name: {"value": number(e["value"]), "95 % interval": _interval(e["low"], e["high"], ".4f"), "n": e["n"],
+                   "data": e["data"], "note": e.get("reason", "")}
+            for name, e in recorded.items()
+        }
+    ).T  # fmt: skip
