@@ -18,6 +18,7 @@ from cryosentinel.training.optim import (
     parameter_groups,
     plot_profile,
     rate_at,
+    swa_first_epoch,
 )
 
 V1 = OptimConfig(lr=5e-5, backbone_mult=0.05, layer_decay=0.85, frozen_blocks=6)
@@ -88,8 +89,8 @@ def test_schedule_warms_up_falls_and_settles():
     config = OptimConfig(lr=1.0, warmup_epochs=2, swa=SWAConfig(start=0.5, lr=0.1, anneal_epochs=2))
     lr = [rate_at(step, 1.0, config, 10, 20) for step in range(200)]
     assert all(a < b for a, b in zip(lr[:20], lr[1:21], strict=True)) and max(lr) == lr[20] == 1.0
-    assert all(a > b for a, b in zip(lr[20:119], lr[21:120], strict=True))
-    assert lr[120:] == pytest.approx([0.1] * 80)
+    assert all(a > b for a, b in zip(lr[20:109], lr[21:110], strict=True))
+    assert lr[110:] == pytest.approx([0.1] * 90)
     without = OptimConfig(lr=1.0, warmup_epochs=2, swa=SWAConfig(start=1.0))
     assert rate_at(199, 1.0, without, 10, 20) < 1e-3
 
@@ -101,7 +102,7 @@ def test_swa_phase_equals_torch(layerwise):
     model = SmallSegmenter()
     optimizer = build_optimizer(model, model.depth, config)
     ours = build_schedule(optimizer, config, steps_per_epoch=5, epochs=10)
-    for _ in range(20):
+    for _ in range(15):
         optimizer.step()
         ours.step()
     peer = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(1))], "lr": g["lr"]} for g in optimizer.param_groups])
@@ -114,6 +115,11 @@ def test_swa_phase_equals_torch(layerwise):
         for o, s in ((optimizer, ours), (peer, swalr)):
             o.step()
             s.step()
+
+
+def test_phase_begins_as_in_lightning():
+    for start, epochs, first in ((0.4, 30, 11), (0.5, 30, 14), (0.0, 5, 0), (0.29, 100, 28), (1.0, 8, 8)):
+        assert swa_first_epoch(OptimConfig(swa=SWAConfig(start=start)), epochs) == first
 
 
 def test_profile_shows_how_the_failed_run_compounds():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,12 +106,9 @@ class RunConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-def run_parser(with_files: bool = False) -> ArgumentParser:
-    """The parser of ``cryosentinel fit``.
-
-    Args:
-        with_files: also take ``--config``, ``--run_dir`` and ``--resume``.
-    """
+@functools.cache
+def run_parser() -> ArgumentParser:
+    """The parser of ``cryosentinel fit``."""
     from jsonargparse import ArgumentParser
 
     from cryosentinel.data.dataset import ChipDataModule
@@ -118,13 +116,12 @@ def run_parser(with_files: bool = False) -> ArgumentParser:
     parser = ArgumentParser(
         prog="cryosentinel fit", exit_on_error=False, description="Train a segmenter and write its run folder."
     )
-    if with_files:
-        parser.add_argument("--config", action="config", help="YAML file; later options override it.")
-        parser.add_argument("--run_dir", type=Path | None, default=None, help="outputs/runs/RUN_NAME by default.")
-        parser.add_argument(
-            "--resume", type=str | None, default="auto",
-            help="auto: go on from the folder's last.ckpt; never: begin anew; or a checkpoint to go on from.",
-        )  # fmt: skip
+    parser.add_argument("--config", action="config", help="YAML file; other options override it.")
+    parser.add_argument("--run_dir", type=Path | None, default=None, help="outputs/runs/RUN_NAME by default.")
+    parser.add_argument(
+        "--resume", type=str | None, default="auto",
+        help="auto: go on from the folder's last.ckpt; never: begin anew; or a checkpoint to go on from.",
+    )  # fmt: skip
     parser.add_class_arguments(RunConfig)
     parser.add_class_arguments(ChipDataModule, "data", skip={"seed"})  # the run's seed is that of the data, too
     return parser
@@ -166,7 +163,7 @@ def parse(
     Raises:
         ConfigError: a file that is missing or not YAML, an unknown key, a value of the wrong type or out of range.
     """
-    parser = run_parser(with_files=True)
+    parser = run_parser()
     if isinstance(config, Mapping):
         words: list[str] = []
         name = "The configuration"
@@ -222,6 +219,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 def wants_help(words: Sequence[str]) -> bool:
     """Print the options and say so, if they are asked for."""
     if any(word in ("-h", "--help") for word in words):
-        run_parser(with_files=True).print_help(sys.stdout)
+        run_parser().print_help(sys.stdout)
         return True
     return False

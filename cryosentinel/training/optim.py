@@ -26,7 +26,8 @@ class SWAConfig:
     """The second phase of the schedule: a low, constant rate at which snapshots for the soup are taken.
 
     Attributes:
-        start: share of the epochs after which the phase begins (0.4: the first 40 % come before); 1 for none.
+        start: the phase begins with epoch int(start x epochs), counted from 1, as in Lightning (0.4 of 30 epochs: with
+            the twelfth); 1 for no such phase.
         lr: learning rate that the phase settles at.
         anneal_epochs: epochs over which the rate goes there, along a half cosine.
         layerwise: keep each group's share of the decoder's rate. Off, every group goes to ``lr``, as torch's SWALR
@@ -201,7 +202,8 @@ def rate_at(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, e
 
 def swa_first_epoch(config: OptimConfig, epochs: int) -> int:
     """The first epoch of the SWA phase, counted from 0; ``epochs`` where there is none."""
-    return epochs if config.swa.start >= 1 else min(epochs, int(config.swa.start * epochs))
+    # The small number is for products such as 0.29 x 100, which fall just short of a whole one.
+    return epochs if config.swa.start >= 1 else max(0, int(config.swa.start * epochs + 1e-9) - 1)
 
 
 def build_schedule(
