@@ -83,4 +83,4 @@ def test_training_curves_skip_missing_values():
                         "val_iou": [np.nan, 0.2, 0.4]})  # fmt: skip
     figure = figures.training_curves(log, "simulated")
     assert len(figure.axes[1].lines[0].get_xdata()) == 2
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["total", "bce"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["total", "bce"]

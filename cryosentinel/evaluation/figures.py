@@ -17,6 +17,7 @@ import numpy as np
 from cryosentinel.evaluation.audit import Audit
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.evaluation.metrics import chip_counts, chip_iou, score
+from cryosentinel.evaluation.scores import histograms
 from cryosentinel.evaluation.witnesses import witnesses
 from cryosentinel.indices import mndwi
 
@@ -67,7 +68,7 @@ def threshold_sweep(sweeps: Mapping[str, pd.DataFrame], kind: str, published: bo
         kind: of the data: simulated or real.
         published: draw the published sweep beside them (other data: for its shape, not its height).
     """
-    figure, ax = _axes()
+    figure, ax = _axes(7.0, 4.6)
     for i, (name, swept) in enumerate(sweeps.items()):
         style = _style(i)
         ax.plot(swept["threshold"], swept["iou"], **style, label=f"{name} ({kind})")
@@ -83,7 +84,7 @@ def threshold_sweep(sweeps: Mapping[str, pd.DataFrame], kind: str, published: bo
     ax.set(
         xlabel="probability threshold", ylabel="global IoU", title="Markers on the lines: best threshold", xlim=(0, 1)
     )
-    ax.legend(fontsize=8)
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -249,7 +250,7 @@ def training_curves(log: pd.DataFrame, kind: str) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     terms = sorted(c for c in log.columns if c == "loss" or c.startswith("loss_"))
     drawn = (terms, ["val_iou"], ["lr"])
-    labels = ("loss and its terms, mean of an epoch", f"global IoU, validation ({kind})", "decoder learning rate")
+    labels = ("mean loss of an epoch", f"global IoU, validation ({kind})", "decoder learning rate")
     for ax, names, label in zip(axes, drawn, labels, strict=True):
         for i, name in enumerate(name for name in names if name in log):
             seen = log[["epoch", name]].dropna()
@@ -261,7 +262,7 @@ def training_curves(log: pd.DataFrame, kind: str) -> Figure:
         ax.grid(alpha=0.3, linewidth=0.6)
     axes[0].set_yscale("symlog", linthresh=0.01)
     if len(terms) > 1:
-        axes[0].legend(fontsize=7, ncols=2, framealpha=0.6)
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(terms))
     return figure
 
 
@@ -318,4 +319,45 @@ def size_recall(sizes: pd.DataFrame, kind: str) -> Figure:
     bars = ax.bar(sizes["size_ha"], sizes["pixel_recall"].fillna(0), color=COLOURS[0])
     ax.bar_label(bars, [f"{n} lakes" if n else "no lake" for n in sizes["lakes"]], fontsize=8, padding=2)
     ax.set(xlabel="area of the true lake, ha", ylabel=f"share of lake pixels found ({kind})", ylim=(0, 1.08))
+    return figure
+
+
+def overview(table: pd.DataFrame, store: Store, maps: ProbabilityMaps, kind: str, truth: Any = None) -> Figure:
+    """Chips that stand for the split: at the 90th, 50th and 10th percentile of IoU among the chips with lake.
+
+    Args:
+        table: score table of the split, rows in the order of the maps; its reference ranks the chips.
+        store: the chips.
+        maps: their probability maps.
+        kind: simulated, published or real.
+        truth: chip id -> truth with ``lake``, or None where it is not known.
+    """
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.data.views import composite
+
+    iou = chip_iou(table, 0.5)
+    lakes = np.flatnonzero(np.isfinite(iou) & (histograms(table)[0].sum(axis=1) > 0))
+    order = lakes[np.argsort(iou[lakes], kind="stable")]
+    chosen = [int(order[round(q * (len(order) - 1))]) for q in (0.9, 0.5, 0.1)] if len(order) else []
+    titles = ["true colour", "label", *(["known truth"] if truth is not None else []), "predicted probability"]
+    figure, axes = plt.subplots(
+        max(len(chosen), 1), len(titles), figsize=(2.6 * len(titles), 2.7 * max(len(chosen), 1)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    shown = None
+    for line, i in zip(axes, chosen, strict=False):
+        chip = store[int(maps.rows[i])]
+        masks = [chip.mask > 0, *([truth[chip.chip_id].lake > 0] if truth is not None else [])]
+        line[0].imshow(composite(chip.s2))
+        for ax, mask in zip(line[1:], masks, strict=False):
+            ax.imshow(mask, cmap="cividis", vmin=0, vmax=1)
+        shown = line[-1].imshow(maps.probability(i), cmap="cividis", vmin=0, vmax=1)
+        line[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}, IoU {iou[i]:.2f}", fontsize=8)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(f"{title} ({kind})" if title == "true colour" else title, fontsize=10)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[:, -1], label="probability of glacial lake", shrink=0.7)
     return figure
