@@ -86,6 +86,12 @@ def _check_alike(first: Member, other: Member) -> None:
                 f"{other.path} has {name} as {b[name].dtype} {tuple(b[name].shape)} where {first.path} has "
                 f"{tensor.dtype} {tuple(tensor.shape)}; soups mix checkpoints of one model."
             )
+        whole = not tensor.is_floating_point() and not name.endswith("num_batches_tracked")
+        if whole and not torch.equal(tensor, b[name]):
+            raise CheckpointError(
+                f"{other.path} and {first.path} differ in {name}, a whole-number buffer that cannot be averaged; soups "
+                "mix checkpoints of one model."
+            )
     for part in ("segmenter", "statistics"):
         mine, theirs = (_described(m, part) for m in (first, other))
         if mine != theirs:
@@ -127,7 +133,8 @@ def write_mean(
 def _write_tensor(skeleton: Skeleton, name: str, members: list[Member]) -> None:
     tensors = [m.state[name] for m in members]
     if not tensors[0].is_floating_point():
-        skeleton.write(name, 0, _counter(name, members))
+        # Members agree in whole numbers, but for BatchNorm's counter of batches: the largest counts.
+        skeleton.write(name, 0, torch.stack([t.long() for t in tensors]).amax(0).to(tensors[0].dtype))
         return
     flat = [t.contiguous().view(-1) for t in tensors]  # a mapped, contiguous tensor stays where it is
     width = tensors[0].element_size()
@@ -144,16 +151,3 @@ def _write_tensor(skeleton: Skeleton, name: str, members: list[Member]) -> None:
             for member in members:
                 member.release(name, window, end - window)
             window = end
-
-
-def _counter(name: str, members: list[Member]) -> torch.Tensor:
-    values = [m.state[name] for m in members]
-    if name.endswith("num_batches_tracked"):
-        return torch.stack(values).amax(0)
-    for member, value in zip(members, values, strict=True):
-        if not torch.equal(value, values[0]):
-            raise CheckpointError(
-                f"{member.path} and {members[0].path} differ in {name}, a whole-number buffer that cannot be averaged; "
-                "soups mix checkpoints of one model."
-            )
-    return values[0]
