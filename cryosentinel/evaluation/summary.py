@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cryosentinel.evaluation.bootstrap import estimate, per_region
@@ -60,6 +61,7 @@ def headline(
     prefix: str = "",
     tta: bool = True,
     thresholds: tuple[float, ...] = (0.5, 0.7),
+    candidates: Sequence[float] = THRESHOLDS,
 ) -> dict[str, dict[str, Any]]:
     """Entries of the metrics file under the published names.
 
@@ -70,6 +72,7 @@ def headline(
         prefix: of every name, e.g. ``"mndwi_"``; the best threshold is the validation's against its label.
         tta: whether the predictions average flips: global IoU is then named ``..._tta``, as published.
         thresholds: the fixed ones; the best on validation is added as ``@best``.
+        candidates: for the best threshold; give an index all of ``metrics.ALL_THRESHOLDS``, whose step is then 0.01.
 
     Returns:
         ``<prefix><split>_iou@0.50_tta[_truth]``, ``..._f1@0.50_tta``, ``_precision``, ``_recall``,
@@ -78,7 +81,7 @@ def headline(
     """
     suffix = "_tta" if tta else ""
     out: dict[str, dict[str, Any]] = {}
-    best = best_threshold(tables["val", "label"]) if ("val", "label") in tables else None
+    best = best_threshold(tables["val", "label"], thresholds=candidates) if ("val", "label") in tables else None
     named: list[tuple[str, float]] = [(f"{t:.2f}", t) for t in thresholds]
     if best is not None:
         named.append(("best", best))
