@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -166,7 +165,6 @@ def run(quick: bool) -> list[dict[str, Any]]:
     finally:
         torch.set_num_threads(threads)
     best = max(terratorch, key=against.__getitem__)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return [
         {
             "id": "chip_reads_vs_terratorch",
@@ -180,9 +178,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
         },
         {
             "id": "chip_reads_vs_cached_parquet",
-            "what": f"Random single chips of {count}, all shards decoded in the peer's LRU (with a quarter of them in it "
-            f"the peer falls to {collapsed['lru']:.0f}, ours stays at {collapsed['ours']:.0f}; peak memory of the whole "
-            f"benchmark {peak} MB)",
+            "what": f"Random single chips of {count}, all shards decoded in the peer's LRU (with a quarter of them "
+            f"there the peer falls to {collapsed['lru']:.0f} and ours stays at {collapsed['ours']:.0f})",
             "ours": cached["ours"],
             "peer": cached["lru"],
             "peer_name": "LRU of decoded Parquet shards",

@@ -1,8 +1,8 @@
 """Files from the hub: a checkpoint by its address, a dataset by region and year.
 
 Downloads resume: a file where it broke off, a dataset file by file. What was fetched before is served from the cache
-when the hub cannot be reached or ``HF_HUB_OFFLINE`` is set. ``HF_ENDPOINT`` names another hub, ``HF_TOKEN`` opens private
-ones; the endpoint is read at each call. Nothing here runs or unpickles what it fetches.
+when the hub cannot be reached or ``HF_HUB_OFFLINE`` is set. ``HF_ENDPOINT`` names another hub (read at each call),
+``HF_TOKEN`` opens private ones. Nothing here runs or unpickles what it fetches.
 """
 
 from __future__ import annotations
