@@ -317,11 +317,17 @@ class Study:
         predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips)
         return self._evaluate(predict, name, sha256(path), splits)
 
-    def baseline(self, index: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
-        """Scores of a water index: its threshold is tuned on validation like any other's."""
-        from cryosentinel.evaluation.baselines import index_predictor
+    def baseline(self, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
+        """Scores of a baseline, by the same code as the network's.
 
-        return self._evaluate(index_predictor(index), index, index, splits)
+        Args:
+            name: mndwi, ndwi, or pixel (gradient boosting on single pixels of all bands, fitted on the training split).
+            splits: which splits.
+        """
+        from cryosentinel.evaluation.baselines import baseline
+
+        predict = baseline(name, self.datamodule.store, self.datamodule.rows["train"])
+        return self._evaluate(predict, name, f"baseline {name}", splits)
 
     def _evaluate(self, predict: Any, name: str, digest: str, splits: Sequence[str]) -> Evaluation:
         from cryosentinel.evaluation.evaluate import evaluate
