@@ -46,7 +46,9 @@ def _chapter(text: str) -> str:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
     # Importing leafmap leaves the state of widgets that no output shows.
-    state = {"state": {"0": {"model_name": "LayoutModel", "model_module": "x", "model_module_version": "1", "state": {}}}}
+    state = {
+        "state": {"0": {"model_name": "LayoutModel", "model_module": "x", "model_module_version": "1", "state": {}}}
+    }
     notebook["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {**state, "version_major": 2}}
     return json.dumps(notebook)
 
