@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +125,9 @@ def _run(job: _Job) -> tuple[int, RunningStatistics]:
     return len(chips), statistics
 
 
-def _jobs(root: Path, config: SimulationConfig) -> list[_Job]:
+def _jobs(root: Path, config: SimulationConfig, pool: Executor | None) -> list[_Job]:
     by_region: dict[str, list[Place]] = {}
-    for place in draw_places(config):
+    for place in draw_places(config, pool):
         by_region.setdefault(place.region, []).append(place)
     step = config.places_per_shard
     return [
@@ -137,8 +137,8 @@ def _jobs(root: Path, config: SimulationConfig) -> list[_Job]:
     ]
 
 
-def _check_root(root: Path, fingerprint: str) -> None:
-    """Refuse to mix with other data."""
+def _is_complete(root: Path, fingerprint: str) -> bool:
+    """Whether the dataset is there already, all of it. Refuses to mix with other data."""
     record = root / RECORD_FILE
     if record.exists():
         found = read_json(record)
@@ -147,8 +147,23 @@ def _check_root(root: Path, fingerprint: str) -> None:
                 f"{root} holds a dataset simulated with another configuration or version; simulate into another "
                 "folder, or remove this one and its -truth sibling first."
             )
+        shards = found.get("shards", [])
+        folders = (root, truth_folder(root))
+        return bool(found.get("complete")) and all((folder / name).exists() for folder in folders for name in shards)
     elif root.exists() and any(root.rglob("*.parquet")):
         raise InputError(f"{root} holds shards that were not simulated; simulate into another folder.")
+    return False
+
+
+def _finished(jobs: list[_Job], pool: Executor | None) -> Iterator[tuple[int, tuple[int, RunningStatistics]]]:
+    """Results of the jobs with their numbers, as they come."""
+    if pool is None:
+        for number, job in enumerate(jobs):
+            yield number, _run(job)
+        return
+    futures = {pool.submit(_run, job): number for number, job in enumerate(jobs)}
+    for future in as_completed(futures):
+        yield futures[future], future.result()
 
 
 def simulate(
@@ -180,29 +195,24 @@ def simulate(
     if workers < 0:
         raise ConfigError(f"workers is {workers}; give 0 or more.")
     fingerprint = config.fingerprint()
-    _check_root(root, fingerprint)
-    jobs = _jobs(root, config)
-    record = {"config": config.as_dict(), "fingerprint": fingerprint, "chips": sum(job.chips for job in jobs)}
+    if _is_complete(root, fingerprint):
+        return root
+    # Spawned, not forked: the caller may hold threads (torch, GDAL), which a fork would freeze.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
+    record = {"config": config.as_dict(), "fingerprint": fingerprint}
     write_json(root / RECORD_FILE, {**record, "complete": False})
-
-    results: dict[int, tuple[int, RunningStatistics]] = {}
-    with tqdm(total=record["chips"], desc="Simulate", unit="chip", disable=not progress) as bar:
-        if workers <= 1:
-            for number, job in enumerate(jobs):
-                results[number] = _run(job)
-                bar.update(results[number][0])
-        else:
-            # Spawned, not forked: the caller may hold threads (torch, GDAL), which a fork would freeze.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-                futures: dict[Future, int] = {pool.submit(_run, job): n for n, job in enumerate(jobs)}
-                try:
-                    for future in as_completed(futures):
-                        results[futures[future]] = future.result()
-                        bar.update(results[futures[future]][0])
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+    try:
+        jobs = _jobs(root, config, pool)
+        record["chips"] = sum(job.chips for job in jobs)
+        results: dict[int, tuple[int, RunningStatistics]] = {}
+        with tqdm(total=record["chips"], desc="Simulate", unit="chip", disable=not progress) as bar:
+            for number, result in _finished(jobs, pool):
+                results[number] = result
+                bar.update(result[0])
+    finally:
+        if pool:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     total = RunningStatistics()
     for number in range(len(jobs)):  # in the order of the jobs: sums do not depend on who finished first
@@ -211,5 +221,6 @@ def simulate(
             total.merge(part.count, part.mean, part.deviations)
     if total.count:
         total.result().write(root / STATISTICS_FILE)
+    record["shards"] = sorted(str(job.paths(year)[0].relative_to(root)) for job in jobs for year in job.years)
     write_json(root / RECORD_FILE, {**record, "complete": True})
     return root

@@ -85,7 +85,7 @@ def make_cover(ground: Ground, year: int) -> Cover:
         part = m[here]
         part[wet] = code
         if body.frozen > 0:
-            cold = 0.25 + 0.75 * Draw(g.seed, "frozen", body.lake_id, year).uniform()
+            cold = 0.38 + 0.62 * Draw(g.seed, "frozen", body.lake_id, year).uniform()
             if body.frozen > cold:
                 # Ice goes first along the shore: it stays on the part that floods at small areas.
                 kept = 0.9 * min(1.0, (body.frozen - cold) / 0.25)

@@ -122,7 +122,7 @@ def make_ground(seed: int, epsg: int, window: Window) -> Ground:
 
     z = at_pixels(r.z)
     # Boulders, gullies, small moraines: what 30 m posts do not carry, rougher where it is steep.
-    rough = 2.2 * gradient_noise(rows, cols, 7, key(seed, epsg, "rough")) * np.clip(at_pixels(r.height), 0.08, 1)
+    rough = 1.3 * gradient_noise(rows, cols, 7, key(seed, epsg, "rough")) * np.clip(at_pixels(r.height), 0.08, 1)
 
     posts = r.z.copy()
     around = Window(first[0] * POST_PX, first[1] * POST_PX, len(post_rows) * POST_PX, len(post_cols) * POST_PX)

@@ -1,4 +1,4 @@
-"""The two loops that NumPy cannot take in one piece, compiled (and kept on disk between runs).
+"""The loops that NumPy cannot take in one piece, compiled (and kept on disk between runs).
 
 Plain scalar code without fast-math: a value depends on its own operands only, in a fixed order, so that any window and
 any number of workers give the same bits.
@@ -54,7 +54,7 @@ def flood_order(cost: np.ndarray, row: int, col: int, most: int) -> np.ndarray:
         most: pixels to flood at most; the outermost ring is never flooded.
 
     Returns:
-        (H, W) int64: 1 for the first pixel, 0 where the flood did not come. The first n pixels are connected (by edges),
+        (H, W) int64: 1 for the first pixel, 0 where the flood did not come. The first n pixels are connected by edges,
         for every n.
     """
     height, width = cost.shape
@@ -75,3 +75,56 @@ def flood_order(cost: np.ndarray, row: int, col: int, most: int) -> np.ndarray:
                 seen[i, j] = True
                 heapq.heappush(heap, (cost[i, j], i * width + j))
     return order
+
+
+@njit(cache=True)
+def _sine(turns: np.float32) -> np.float32:
+    """sin(2 pi turns) to a thousandth: a parabola, and its square to mend it. No library function, so no surprises."""
+    t = turns - np.float32(np.floor(turns + np.float32(0.5)))
+    s = t * (np.float32(8) - np.float32(16) * abs(t))
+    return s * (np.float32(0.775) + np.float32(0.225) * abs(s))
+
+
+@njit(cache=True)
+def furrows(
+    point_y: np.ndarray,
+    point_x: np.ndarray,
+    at_y: np.ndarray,
+    at_x: np.ndarray,
+    fy: np.ndarray,
+    fx: np.ndarray,
+    across_row: np.ndarray,
+    across_col: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Waves across a direction, each from its own point of a jittered lattice, blended where points are near.
+
+    Args:
+        point_y, point_x: (h, w) float32, each lattice cell's point within the cell, 0.15 to 0.85.
+        at_y, at_x: (H,), (W,) integers, the lattice cell of each row and column; its neighbours exist.
+        fy, fx: (H,), (W,) float32, the position within the cell, 0 to 1.
+        across_row, across_col: (H, W) float32, unit vector across which the waves run.
+
+    Returns:
+        The wave and its derivative in phase, (H, W) float32, within [-1, 1].
+    """
+    wave = np.empty(across_row.shape, np.float32)
+    wave_d = np.empty(across_row.shape, np.float32)
+    radius = np.float32(1 / 1.15**2)
+    for r in range(len(at_y)):
+        for c in range(len(at_x)):
+            cosine, sine, weights = np.float32(0), np.float32(0), np.float32(1e-6)
+            for dy in range(-1, 2):
+                for dx in range(-1, 2):
+                    i, j = at_y[r] + dy, at_x[c] + dx
+                    py = fy[r] - np.float32(dy) - point_y[i, j]
+                    px = fx[c] - np.float32(dx) - point_x[i, j]
+                    weight = np.float32(1) - (py * py + px * px) * radius
+                    if weight > 0:
+                        weight *= weight
+                        phase = py * across_row[r, c] + px * across_col[r, c]
+                        cosine += weight * _sine(phase + np.float32(0.25))
+                        sine -= weight * _sine(phase)
+                        weights += weight
+            wave[r, c] = cosine / weights
+            wave_d[r, c] = sine / weights
+    return wave, wave_d

@@ -82,7 +82,7 @@ SPECTRA = np.array(
 
 #: Water full of glacial flour; mixed with the clear spectrum by turbidity.
 TURBID = np.array(
-    [0.122, 0.155, 0.198, 0.198, 0.185, 0.148, 0.138, 0.128, 0.110, 0.092, 0.024, 0.018], dtype=np.float32
+    [0.128, 0.165, 0.202, 0.190, 0.178, 0.146, 0.138, 0.128, 0.110, 0.092, 0.024, 0.018], dtype=np.float32
 )
 #: Optically thick cloud over land (water and ice droplets absorb in the short-wave infrared).
 CLOUD = np.array([0.480, 0.490, 0.490, 0.490, 0.500, 0.500, 0.505, 0.505, 0.500, 0.420, 0.360, 0.280], dtype=np.float32)

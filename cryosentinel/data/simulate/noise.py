@@ -69,7 +69,7 @@ def exponential(rows: np.ndarray, cols: np.ndarray, k: int) -> np.ndarray:
 
 
 def gradient_noise(rows: np.ndarray, cols: np.ndarray, wavelength: float, k: int) -> np.ndarray:
-    """Perlin's gradient noise (Perlin 2002), scaled to a standard deviation of about 1.
+    """Perlin's gradient noise (Perlin 2002), scaled to a standard deviation of about 0.85.
 
     Args:
         rows, cols: (H,) and (W,) positions in pixels, any real numbers, absolute.
@@ -85,14 +85,17 @@ def gradient_noise(rows: np.ndarray, cols: np.ndarray, wavelength: float, k: int
     angle = uniform(lattice_y, lattice_x, k) * np.float32(2 * np.pi)
     fy, fx = (y - iy).astype(np.float32), (x - ix).astype(np.float32)
     total = perlin(np.sin(angle), np.cos(angle), iy - lattice_y[0], ix - lattice_x[0], fy, fx)
-    total *= np.float32(3.9)  # the standard deviation of unit-gradient Perlin noise is 0.256
+    total *= np.float32(3.9)  # unit gradients give a standard deviation of 0.22
     return total
 
 
 def fractal(
     rows: np.ndarray, cols: np.ndarray, wavelength: float, k: int, octaves: int, gain: float = 0.5
 ) -> np.ndarray:
-    """Sum of ``octaves`` gradient noises, each of half the wavelength and ``gain`` times the amplitude, std about 1."""
+    """Sum of ``octaves`` gradient noises, each of half the wavelength and ``gain`` times the amplitude.
+
+    Standardised as if the octaves were independent: std about 0.85.
+    """
     total = gradient_noise(rows, cols, wavelength, k)
     power, amplitude = 1.0, 1.0
     for octave in range(1, octaves):

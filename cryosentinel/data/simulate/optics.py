@@ -1,7 +1,7 @@
 """Sentinel-2 as it would see the cover: light, shadow, haze, cloud, sharpness and noise of each band.
 
-Sen2Cor corrects L2A for the slope of the ground with an elevation model of about 90 m, and cannot for what is finer, nor
-for cast shadow (Louis et al. 2016, ESA SP-740): the same is done here, with 80 % of the correction reached.
+Sen2Cor corrects L2A for the slope of the ground with an elevation model of about 90 m; it cannot for what is finer,
+nor for cast shadow (Louis et al. 2016, ESA SP-740): the same is done here, with 85 % of the correction reached.
 
 Skylight above 4 km is mostly Rayleigh's, so its share falls with the fourth power of the wavelength; slopes around add
 some light of all colours. Shadows are therefore blue, and look like water to an index of green over infrared.
@@ -26,11 +26,12 @@ SAMPLING = np.array([6, 1, 1, 1, 2, 2, 2, 1, 2, 6, 2, 2])
 _WAVELENGTH_NM = np.array([443, 492, 560, 665, 704, 741, 783, 833, 865, 945, 1614, 2202])
 #: Light that reaches ground in cast shadow, as a share of the light on flat ground: sky and opposite slopes.
 DIFFUSE = (0.13 * (443 / _WAVELENGTH_NM) ** 4 + 0.018).astype(np.float32)
-CORRECTED = 0.8  # share of the slope's effect that the terrain correction removes
+CORRECTED = 0.85  # share of the slope's effect that the terrain correction removes
 _COARSE = (1 / 9,) * 9  # 90 m
-#: Reflectance that a unit of haze adds, and the noise of a sample: constant part (signal-to-noise 50 to 170 at reference
-#: radiance, Gascon et al. 2017, Remote Sensing 9).
+#: Reflectance that a unit of haze adds: what the atmospheric correction leaves (assumed).
 HAZE = np.array([0.020, 0.017, 0.014, 0.011, 0.010, 0.009, 0.008, 0.007, 0.007, 0.006, 0.003, 0.002], np.float32)
+#: Noise of a sample, constant and relative part (signal-to-noise of 50 to 170 at reference radiance, Gascon et al.
+#: 2017, Remote Sensing 9).
 NOISE_FLOOR, NOISE_SHARE = 0.0012, 0.012
 _PSF = (0.16, 0.68, 0.16)  # modulation transfer of about 0.36 at Nyquist in each direction
 CLOUD_HEIGHT_M = 1400.0

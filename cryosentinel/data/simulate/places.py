@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from cryosentinel.data.split import block_bucket
 from cryosentinel.errors import ConfigError
 from cryosentinel.geo import utm_epsg
 from cryosentinel.sensors import CHIP_SIZE, CHIP_STRIDE, PIXEL_SIZE_M, REGIONS
+
+_Wanted = list[tuple[str, str, tuple[int, ...]]]  # (split, kind, years) of each place
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,23 @@ def chip_centre(epsg: int, row: int, col: int) -> tuple[float, float]:
     return float(lat), float(lon)
 
 
-def _in_region(region: str, lat: float, lon: float) -> bool:
-    """Inside the region's box; the last region takes only what no other takes."""
+def _contains(region: str, lat: float, lon: float) -> bool:
+    west, south, east, north = REGIONS[region]
+    return west <= lon <= east and south <= lat <= north
 
-    def inside(name: str) -> bool:
-        west, south, east, north = REGIONS[name]
-        return west <= lon <= east and south <= lat <= north
 
-    names = list(REGIONS)
-    return inside(region) and not (region == names[-1] and any(map(inside, names[:-1])))
+def _owner(lat: float, lon: float) -> str | None:
+    """The smallest region whose box holds a point: boxes overlap, and no place is to appear twice."""
+
+    def area(region: str) -> float:
+        west, south, east, north = REGIONS[region]
+        return (east - west) * (north - south)
+
+    return min((region for region in REGIONS if _contains(region, lat, lon)), key=area, default=None)
 
 
 def _blocks(config: SimulationConfig, region: str) -> Iterator[tuple[int, int, str]]:
-    """Blocks whose centre lies in a region with their split, in an order of chance that depends on the seed."""
+    """Blocks of a region with their split, in an order of chance that depends on the seed."""
     west, south, east, north = REGIONS[region]
     size = config.block_size
     lat = np.arange(int(np.floor(south / size)), int(np.ceil(north / size)))
@@ -72,7 +79,7 @@ def _blocks(config: SimulationConfig, region: str) -> Iterator[tuple[int, int, s
     grid = np.stack(np.meshgrid(lat, lon, indexing="ij"), axis=-1).reshape(-1, 2)
     order = np.random.Generator(np.random.Philox(key=key(config.seed, "blocks", region))).permutation(len(grid))
     for i, j in grid[order].tolist():
-        if _in_region(region, (i + 0.5) * size, (j + 0.5) * size):
+        if _owner((i + 0.5) * size, (j + 0.5) * size) == region:
             bucket = block_bucket(i, j)
             yield i, j, "train" if bucket < 80 else "val" if bucket < 90 else "test"
 
@@ -120,7 +127,7 @@ def _place(
     for r, c in chips:
         at = chip_centre(epsg, r, c)
         same = (int(np.floor(at[0] / size)), int(np.floor(at[1] / size))) == block
-        if utm_epsg(*at) != epsg or not _in_region(region, *at) or not same:
+        if utm_epsg(*at) != epsg or not _contains(region, *at) or not same:
             return None
         near.append(min(_edge_distance(v, size) for v in at) < buffer)
     if all(near) if kind != "buffer" else not any(near):
@@ -130,14 +137,45 @@ def _place(
     return Place(region, epsg, kind, chips, years)
 
 
-def draw_places(config: SimulationConfig) -> list[Place]:
+def _draw_region(
+    config: SimulationConfig, region: str, waiting: _Wanted, skip: int = 0
+) -> tuple[list[Place], _Wanted, int]:
+    """Places of one region until nothing is waited for or its blocks are used up.
+
+    Args:
+        waiting: (split, kind, years) of each place wanted.
+        skip: blocks to pass over, which were looked at before.
+
+    Returns:
+        The places, what was not found, and the number of blocks looked at.
+    """
+    places, waiting, looked = [], list(waiting), 0
+    for looked, (i, j, split) in enumerate(_blocks(config, region), start=1):
+        if not waiting:
+            return places, [], looked - 1
+        if looked <= skip:
+            continue
+        at = next((n for n, item in enumerate(waiting) if item[0] == split or item[1] == "buffer"), None)
+        if at is not None:
+            place = _place(config, region, (i, j), waiting[at][1], waiting[at][2])
+            if place is not None:
+                places.append(place)
+                waiting.pop(at)
+    return places, waiting, looked
+
+
+def draw_places(config: SimulationConfig, pool: Executor | None = None) -> list[Place]:
     """All places of a dataset, in a fixed order.
+
+    Args:
+        config: what to draw.
+        pool: draws the regions in parallel; the result is the same without.
 
     Raises:
         ConfigError: the regions hold too few blocks for the quotas.
     """
-    # What is still to be found: (region, split, kind, years), regions in turn so that each gets its share of each split.
-    wanted: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {region: [] for region in config.regions}
+    # Regions in turn, so that each gets its share of each split.
+    wanted: dict[str, _Wanted] = {region: [] for region in config.regions}
     turn, rotation = 0, Counter[str]()
 
     def ask(split: str, kind: str) -> None:
@@ -161,31 +199,20 @@ def draw_places(config: SimulationConfig) -> list[Place]:
     for _ in range(round((lakes + len(extra)) * config.buffer / (1 - config.buffer))):
         ask("train", "buffer")
 
-    used: set[tuple[int, int]] = set()
-    places: list[Place] = []
-    blocks = {region: _blocks(config, region) for region in config.regions}
-    left: list[tuple[str, str, tuple[int, ...]]] = []
-    # A small region may run out of blocks of a split; what it cannot hold goes to the regions after it.
-    for region in (*config.regions, *config.regions):
-        waiting = wanted.pop(region, []) + left
-        for i, j, split in blocks[region]:
-            if not waiting:
-                break
-            if (i, j) in used:
-                continue
-            at = next((n for n, item in enumerate(waiting) if item[0] == split or item[1] == "buffer"), None)
-            if at is None:
-                continue
-            place = _place(config, region, (i, j), waiting[at][1], waiting[at][2])
-            if place is not None:
-                used.add((i, j))
-                places.append(place)
-                waiting.pop(at)
-        left = waiting
+    regions = config.regions
+    run = pool.map if pool else map
+    found = list(run(_draw_region, [config] * len(regions), regions, [wanted[region] for region in regions]))
+    places = [place for part, _, _ in found for place in part]
+    # A small region may run out of blocks of a split; what it cannot hold goes to the others.
+    left = [item for _, rest, _ in found for item in rest]
+    for region, (_, _, looked) in zip(regions, found, strict=True):
+        if left:
+            more, left, _ = _draw_region(config, region, left, looked)
+            places += more
     if left:
         raise ConfigError(
-            f"The regions {', '.join(config.regions)} hold too few blocks: {len(left)} places were not found; lower "
-            "places or add regions."
+            f"The regions {', '.join(regions)} hold too few blocks: {len(left)} places were not found; lower places or "
+            "add regions."
         )
     order = {region: n for n, region in enumerate(config.regions)}
     return sorted(places, key=lambda place: order[place.region])

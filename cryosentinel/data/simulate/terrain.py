@@ -16,12 +16,15 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
+from scipy import ndimage
 
+from cryosentinel.data.simulate.kernels import furrows
 from cryosentinel.data.simulate.noise import fractal, gradient_noise, key, uniform
 from cryosentinel.sensors import PIXEL_SIZE_M, REGIONS
 
 POST_PX = 3  # 30 m posts, in 10 m pixels
 POST_M = POST_PX * PIXEL_SIZE_M
+_TENT = np.array([1, 2, 3, 2, 1], np.float32) / 9
 _NODE_PX = 2000  # climate is interpolated between nodes 20 km apart
 
 #: region -> mean elevation (m), relief (m), ELA above the mean elevation (m), greenness 0..1, lake density (1 = usual).
@@ -83,17 +86,18 @@ def climate(epsg: int, rows: np.ndarray, cols: np.ndarray) -> Climate:
     """Climate at (H,) rows and (W,) columns in absolute pixels, bilinear between nodes."""
     y, x = np.asarray(rows, np.float64) / _NODE_PX, np.asarray(cols, np.float64) / _NODE_PX
     iy, ix = np.floor(y).astype(int), np.floor(x).astype(int)
-    ty, tx = (y - iy).astype(np.float32)[:, None, None], (x - ix).astype(np.float32)[None, :, None]
+    ty, tx = (y - iy).astype(np.float32)[:, None], (x - ix).astype(np.float32)[None, :]
     r0, c0 = iy.min(), ix.min()
     nodes = np.array(
         [[_climate_node(epsg, int(r), int(c)) for c in range(c0, ix.max() + 2)] for r in range(r0, iy.max() + 2)]
     )
     jy, jx = iy - r0, ix - c0
-    a, b = nodes[np.ix_(jy, jx)], nodes[np.ix_(jy, jx + 1)]
-    c, d = nodes[np.ix_(jy + 1, jx)], nodes[np.ix_(jy + 1, jx + 1)]
-    top = a + tx * (b - a)
-    values = top + ty * ((c + tx * (d - c)) - top)
-    return Climate(*(np.ascontiguousarray(values[..., i]) for i in range(5)))
+    values = []
+    for node in np.ascontiguousarray(np.moveaxis(nodes, -1, 0)):
+        down = node[jy] + ty * (node[jy + 1] - node[jy])
+        left = np.take(down, jx, axis=1)
+        values.append(left + tx * (np.take(down, jx + 1, axis=1) - left))
+    return Climate(*values)
 
 
 @dataclass
@@ -125,7 +129,7 @@ class Relief:
 def _glacier(
     large: np.ndarray, base: np.ndarray, relief_m: np.ndarray, ela: np.ndarray, height: np.ndarray, hanging: np.ndarray
 ) -> np.ndarray:
-    """Ice where it is high, turned north, and below high ground in valleys: tongues reach under the equilibrium line."""
+    """Ice where it is high or faces north, and in valleys below high ground: tongues reach under the ELA."""
     zy, zx = np.gradient(large, POST_M)
     steep = np.hypot(zy, zx)
     # Rows grow southwards: a slope that falls northwards has elevation growing with the row.
@@ -153,37 +157,21 @@ def gullies(rows: np.ndarray, cols: np.ndarray, dz_row: np.ndarray, dz_col: np.n
     for octave, wavelength in enumerate((64.0, 33.0, 17.0)):
         y, x = np.asarray(rows, np.float64) / wavelength, np.asarray(cols, np.float64) / wavelength
         iy, ix = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
-        fy, fx = (y - iy).astype(np.float32)[:, None], (x - ix).astype(np.float32)[None, :]
-        low_y, low_x = iy.min() - 1, ix.min() - 1
-        lattice = np.arange(low_y, iy.max() + 2), np.arange(low_x, ix.max() + 2)
+        lattice = np.arange(iy.min() - 1, iy.max() + 2), np.arange(ix.min() - 1, ix.max() + 2)
         # A point within the middle 0.7 of each lattice cell: what lies two cells away is at least 1.15 away.
-        point_y = 0.15 + uniform(*lattice, k + 2 * octave) * np.float32(0.7)
-        point_x = 0.15 + uniform(*lattice, k + 2 * octave + 1) * np.float32(0.7)
-        norm = np.maximum(np.hypot(along_row, along_col), 1e-3)
+        point_y = np.float32(0.15) + uniform(*lattice, k + 2 * octave) * np.float32(0.7)
+        point_x = np.float32(0.15) + uniform(*lattice, k + 2 * octave + 1) * np.float32(0.7)
+        norm = np.maximum(np.hypot(along_row, along_col), np.float32(1e-3))
         # Across the slope; flat ground has no direction and gets no waves.
         across_row, across_col = -along_col / norm, along_row / norm
-        wave = np.zeros_like(total)
-        wave_d = np.zeros_like(total)
-        weights = np.zeros_like(total)
-        for dy in (-1, 0, 1):
-            for dx in (-1, 0, 1):
-                at = np.ix_(iy + dy - low_y, ix + dx - low_x)
-                py, px = fy - dy - point_y[at], fx - dx - point_x[at]
-                weight = np.maximum(1 - (py * py + px * px) * np.float32(1 / 1.15**2), 0)
-                weight *= weight
-                phase = (py * across_row + px * across_col) * np.float32(2 * np.pi)
-                wave += weight * np.cos(phase)
-                wave_d -= weight * np.sin(phase)
-                weights += weight
-        weights += np.float32(1e-6)
-        wave /= weights
-        wave_d /= weights
-        strength = np.minimum(norm / 0.55, 1)
+        fy, fx = (y - iy).astype(np.float32), (x - ix).astype(np.float32)
+        at_y, at_x = iy - lattice[0][0], ix - lattice[1][0]
+        wave, wave_d = furrows(point_y, point_x, at_y, at_x, fy, fx, across_row, across_col)
         gain = np.float32(0.55**octave)
-        total += gain * strength * wave
+        total += gain * np.minimum(norm / np.float32(0.55), 1) * wave
         # The next octave sees the slope of this one.
-        along_row += gain * 0.55 * wave_d * across_row
-        along_col += gain * 0.55 * wave_d * across_col
+        along_row += gain * np.float32(0.55) * wave_d * across_row
+        along_col += gain * np.float32(0.55) * wave_d * across_col
     return total
 
 
@@ -195,7 +183,7 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
         post_rows, post_cols: (H,), (W,) consecutive absolute post indices (pixel index // 3); a post lies at the centre
             of its three by three pixels.
     """
-    pad = 3  # derivatives of derivatives
+    pad = 6  # derivatives of smoothed derivatives
     rows = np.arange(post_rows[0] - pad, post_rows[-1] + pad + 1) * POST_PX + 1.0
     cols = np.arange(post_cols[0] - pad, post_cols[-1] + pad + 1) * POST_PX + 1.0
     c = climate(epsg, rows, cols)
@@ -218,7 +206,10 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     glacier = _glacier(large, base, c.relief, ela, height, hanging)
     glacier += 0.22 * gradient_noise(rows, cols, 90, k("glacier"))
 
-    dy, dx = np.gradient(large, POST_M)
+    # Over 150 m: on a sharp crest the slope has no direction.
+    dy, dx = (
+        ndimage.correlate1d(ndimage.correlate1d(d, _TENT, axis=0), _TENT, axis=1) for d in np.gradient(large, POST_M)
+    )
     detail = gullies(rows, cols, dy, dx, k("gullies")) + 0.22 * fractal(rows, cols, 75, k("rough"), octaves=3, gain=0.6)
     # Ice buries the rock's relief.
     buried = 1 / (1 + np.exp(-6 * glacier))

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cryosentinel.data.chips import Chip, iter_shard
+from cryosentinel.data.split import assign_splits
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 
@@ -129,3 +131,24 @@ class TruthStore:
             table = pq.read_table(path, columns=["chip_id", "label_error"])
             errors.update(zip(table["chip_id"].to_pylist(), table["label_error"].to_pylist(), strict=True))
         return errors
+
+
+def chips_with_truth(
+    root: str | os.PathLike[str], split: str | None = None, every: int = 1
+) -> Iterator[tuple[Chip, Truth]]:
+    """Chips of a simulated dataset with their truth, in the order of the shards.
+
+    Args:
+        root: of the dataset.
+        split: of the published finetune split (0.15 degree blocks); all chips, also the buffer's, when None.
+        every: take one chip in so many.
+    """
+    truths = TruthStore(root)
+    count = 0
+    for path in sorted(Path(root).glob("*/*/shard_*.parquet")):
+        for chip in iter_shard(path):
+            if split is not None and assign_splits([chip.lat], [chip.lon])[0] != split:
+                continue
+            count += 1
+            if (count - 1) % every == 0:
+                yield chip, truths[chip.chip_id]

@@ -1,0 +1,203 @@
+"""The simulated world: windows agree, lakes grow, labels err as stated, optics and radar behave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cryosentinel.data.simulate import Material, render_scene
+from cryosentinel.data.simulate.ground import Window, make_ground, resample
+from cryosentinel.data.simulate.kernels import flood_order
+from cryosentinel.data.simulate.labels import make_labels
+from cryosentinel.data.simulate.lakes import CELL_PX, cell_lakes, lakes_in
+from cryosentinel.data.simulate.noise import Draw, gradient_noise, normal, uniform
+from cryosentinel.data.simulate.terrain import POST_PX, upsample
+from cryosentinel.errors import InputError
+from cryosentinel.indices import ndwi
+from cryosentinel.sensors import SNAPSHOT_YEARS
+
+EPSG, SEED = 32643, 5
+LEFT, TOP = 671_000.0, 4_765_000.0  # in the Ile Alatau
+
+
+@pytest.fixture(scope="module")
+def scene() -> dict[str, np.ndarray]:
+    return render_scene(EPSG, LEFT, TOP, 336, 224, 2021, SEED)
+
+
+@pytest.fixture(scope="module")
+def lakes() -> list:
+    row, col = int(-TOP / 10) // CELL_PX, int(LEFT / 10) // CELL_PX
+    return [lake for i in range(3) for j in range(3) for lake in cell_lakes(SEED, EPSG, row + i, col + j)]
+
+
+def test_layers_have_the_published_types(scene):
+    expected = {"s2": (12, "uint16"), "s1": (2, "float32"), "dem": (1, "int16")}
+    for name, (bands, dtype) in expected.items():
+        assert scene[name].shape == (bands, 224, 336) and scene[name].dtype == dtype
+    for name in ("mask", "truth", "material", "cloud", "terrain_shadow"):
+        assert scene[name].shape == (224, 336) and scene[name].dtype == np.uint8
+    assert set(np.unique(scene["mask"])) <= {0, 1}
+    assert set(np.unique(scene["material"])) <= {int(m) for m in Material}
+
+
+@pytest.mark.parametrize(("dx", "dy", "width", "height"), [(112, 0, 224, 224), (37, 51, 100, 91), (1, 1, 130, 131)])
+def test_windows_agree_bit_for_bit(scene, dx, dy, width, height):
+    part = render_scene(EPSG, LEFT + dx * 10, TOP - dy * 10, width, height, 2021, SEED)
+    for name, layer in scene.items():
+        cut = layer[..., dy : dy + height, dx : dx + width]
+        np.testing.assert_array_equal(part[name], cut, err_msg=name)
+
+
+def test_seed_and_year_matter(scene):
+    other_seed = render_scene(EPSG, LEFT, TOP, 64, 64, 2021, SEED + 1)
+    other_year = render_scene(EPSG, LEFT, TOP, 64, 64, 2022, SEED)
+    cut = {name: layer[..., :64, :64] for name, layer in scene.items()}
+    assert abs(other_seed["dem"].astype(int) - cut["dem"]).mean() > 20
+    np.testing.assert_array_equal(other_year["dem"], cut["dem"])  # one elevation model for all years
+    assert (other_year["s2"] != cut["s2"]).mean() > 0.9
+    assert (other_year["s1"] != cut["s1"]).mean() > 0.9
+
+
+def test_scene_refuses_what_it_cannot_render():
+    with pytest.raises(InputError, match="10 m grid"):
+        render_scene(EPSG, LEFT + 3, TOP, 16, 16, 2021, SEED)
+    with pytest.raises(InputError, match="empty"):
+        render_scene(EPSG, LEFT, TOP, 0, 16, 2021, SEED)
+    with pytest.raises(InputError, match="UTM"):
+        render_scene(4326, LEFT, TOP, 16, 16, 2021, SEED)
+
+
+def test_noise_is_a_function_of_place():
+    rows, cols = np.arange(-40, 60), np.arange(1000, 1120)
+    for function in (uniform, normal):
+        whole = function(rows, cols, 9)
+        np.testing.assert_array_equal(function(rows[30:50], cols[7:90], 9), whole[30:50, 7:90])
+    big = normal(np.arange(600), np.arange(600), 3)
+    assert abs(big.mean()) < 0.01 and abs(big.std() - 1) < 0.01
+    neighbours = [
+        np.corrcoef(big[:-1].ravel(), big[1:].ravel())[0, 1],
+        np.corrcoef(big[:, :-1].ravel(), big[:, 1:].ravel())[0, 1],
+    ]
+    assert np.abs(neighbours).max() < 0.01
+    keys = np.corrcoef(big.ravel(), normal(np.arange(600), np.arange(600), 4).ravel())[0, 1]
+    assert abs(keys) < 0.01
+
+
+def test_gradient_noise_against_its_definition():
+    rows, cols = np.linspace(-13, 40, 31), np.linspace(5, 90, 29)
+    fast = gradient_noise(rows, cols, 11.0, 77)
+
+    def plain(y: float, x: float) -> float:
+        y, x = y / 11.0, x / 11.0
+        i, j = int(np.floor(y)), int(np.floor(x))
+        total = 0.0
+        for di in (0, 1):
+            for dj in (0, 1):
+                angle = 2 * np.pi * float(uniform(np.array([i + di]), np.array([j + dj]), 77)[0, 0])
+                u, v = y - i - di, x - j - dj
+                fade = np.prod([1 - (6 * t**5 - 15 * t**4 + 10 * t**3) for t in (abs(u), abs(v))])
+                total += fade * (np.sin(angle) * u + np.cos(angle) * v)
+        return 3.9 * total
+
+    slow = np.array([[plain(y, x) for x in cols] for y in rows])
+    np.testing.assert_allclose(fast, slow, atol=2e-5)
+    wide = gradient_noise(np.arange(0, 4000, 5.0), np.arange(0, 4000, 5.0), 37.0, 1)
+    assert 0.8 < wide.std() < 0.9
+
+
+def test_upsampling_is_exact_on_planes():
+    posts_r, posts_c = np.arange(-4, 20), np.arange(10, 40)
+    plane = (3.0 * posts_r[:, None] - 2.0 * posts_c[None, :]).astype(np.float32)
+    rows, cols = np.arange(0, 40), np.arange(45, 100)
+    expected = 3.0 * (rows[:, None] - 1) / POST_PX - 2.0 * (cols[None, :] - 1) / POST_PX
+    np.testing.assert_allclose(upsample(plane, -4, 10, rows, cols), expected, atol=1e-3)
+    window = Window(12, 18, 24, 30)
+    blocks = np.add.outer(np.arange(4.0), np.arange(5.0)).astype(np.float32)
+    inner = resample(blocks, 6, window)[3:-3, 3:-3]
+    np.testing.assert_allclose(np.diff(inner, axis=0), 1 / 6, atol=1e-5)
+
+
+def test_flood_is_connected_and_prefers_low_ground():
+    from scipy.ndimage import label
+
+    cost = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    order = flood_order(cost, 20, 25, 400)
+    assert order.max() == 400 and order[20, 25] == 1
+    for n in (1, 7, 100, 400):
+        assert label((order > 0) & (order <= n))[1] == 1
+    # What is left at the rim of the flood cost more than what was taken last on average.
+    assert cost[order > 0].mean() < cost[order == 0].mean()
+
+
+def test_lakes_are_connected_nested_and_inside_their_cells(lakes):
+    from scipy.ndimage import label
+
+    assert len(lakes) > 30
+    assert {lake.kind for lake in lakes} >= {"proglacial", "cirque", "reservoir", "pond"}
+    assert len({lake.lake_id for lake in lakes}) == len(lakes)
+    for lake in lakes:
+        early, late = lake.mask(2017.67), lake.mask(2023.67)
+        for mask in (early, late):
+            assert label(mask)[1] <= 1
+            if mask.any():
+                assert mask.sum() / 100 == pytest.approx(lake.area(2017.67 if mask is early else 2023.67), abs=0.02)
+        if lake.area(2023.67) >= lake.area(2017.67):
+            assert not (early & ~late).any()
+        height, width = lake.area_at.shape
+        assert lake.row0 // CELL_PX == (lake.row0 + height - 1) // CELL_PX
+        assert lake.col0 // CELL_PX == (lake.col0 + width - 1) // CELL_PX
+
+
+def test_glacial_lakes_grow_and_some_come_or_go(lakes):
+    glacial = [lake for lake in lakes if lake.glacial]
+    before, after = (np.array([lake.area(y + 0.67) for lake in glacial]) for y in (2017, 2023))
+    assert 1.01 < after.sum() / before.sum() < 1.3
+    fates = [Draw(SEED, "fate", n) for n in range(4)]
+    assert len({fate.uniform() for fate in fates}) == 4
+    assert any(np.isfinite(lake.appears) for lake in glacial) and any(np.isfinite(lake.drains) for lake in glacial)
+
+
+def test_lakes_are_flat_in_the_elevation_model(lakes):
+    lake = max((lake for lake in lakes if not np.isfinite(lake.appears)), key=lambda lake: lake.area_ha)
+    ground = make_ground(SEED, EPSG, Window(lake.row - 40, lake.col - 40, 80, 80))
+    row, col = lake.row - ground.outer.row, lake.col - ground.outer.col
+    around = ground.z[row - 3 : row + 4, col - 3 : col + 4]
+    assert around.std() < 0.05
+    assert ground.z.std() > 3
+
+
+def test_lakes_in_finds_the_same_lakes_from_any_window(lakes):
+    lake = lakes[0]
+    narrow = lakes_in(SEED, EPSG, lake.row, lake.col, 1, 1)
+    wide = lakes_in(SEED, EPSG, lake.row - 300, lake.col - 300, 600, 600)
+    assert lake.lake_id in {one.lake_id for one in narrow}
+    assert [one.lake_id for one in wide if one in narrow] == [one.lake_id for one in narrow]
+
+
+def test_labels_follow_the_inventory_not_the_image(lakes):
+    lake = max((one for one in lakes if one.kind == "proglacial"), key=lambda one: one.area_ha)
+    window = Window(lake.row - 90, lake.col - 90, 180, 180)
+    labels = {year: make_labels(SEED, EPSG, window, year)[0] for year in SNAPSHOT_YEARS}
+    np.testing.assert_array_equal(labels[2021], labels[2022])
+    np.testing.assert_array_equal(labels[2022], labels[2023])
+    assert (labels[2017] != labels[2022]).any()
+
+
+def test_optics_and_radar_see_water():
+    # A window with a large clear lake: dark in the infrared and, but for wind, in the radar.
+    found = [
+        lake
+        for i in range(6)
+        for lake in cell_lakes(SEED, EPSG, int(-TOP / 10) // CELL_PX + i, int(LEFT / 10) // CELL_PX)
+        if lake.kind in ("cirque", "moraine") and lake.area_ha > 15 and lake.turbid < 0.5 and lake.frozen == 0
+    ]
+    lake = found[0]
+    layers = render_scene(EPSG, (lake.col - 64) * 10.0, -(lake.row - 64) * 10.0, 128, 128, 2022, SEED)
+    water = (layers["material"] == Material.LAKE) & (layers["cloud"] == 0)
+    land = (layers["truth"] == 0) & (layers["cloud"] == 0) & (layers["terrain_shadow"] == 0)
+    land &= layers["s2"].max(axis=0) > 0
+    water &= layers["s2"].max(axis=0) > 0
+    assert ndwi(layers["s2"])[water].mean() > ndwi(layers["s2"])[land].mean() + 0.2
+    assert np.nanmean(layers["s1"][0][water]) < np.nanmean(layers["s1"][0][land]) - 3
+    assert layers["s2"].max() < 16_000
