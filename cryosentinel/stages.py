@@ -20,7 +20,6 @@ from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from cryosentinel.data.dataset import ChipDataModule
@@ -250,9 +249,9 @@ class Study:
 
         return TruthStore(self.chips())
 
-    def rows(self, *splits: str) -> dict[str, np.ndarray]:
+    def rows(self, *splits: str) -> dict[str, list[int]]:
         """Positions in the store's index of each split, after filter and buffer."""
-        return {split: self.datamodule.rows[split] for split in splits}
+        return {split: self.datamodule.rows[split].tolist() for split in splits}
 
     def fit(self, **overrides: Any) -> Path:
         """The run folder; trained first, or trained on, where the run is not finished.
@@ -326,7 +325,7 @@ class Study:
         """
         from cryosentinel.evaluation.baselines import baseline
 
-        predict = baseline(name, self.datamodule.store, self.datamodule.rows["train"])
+        predict = baseline(name, self.datamodule.store, self.rows("train")["train"])
         return self._evaluate(predict, name, f"baseline {name}", splits)
 
     def _evaluate(self, predict: Any, name: str, digest: str, splits: Sequence[str]) -> Evaluation:

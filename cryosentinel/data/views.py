@@ -67,9 +67,9 @@ def example_chips(store: Any, rows: Sequence[int], count: int, truth: Any = None
     """
     import matplotlib.pyplot as plt
 
-    rows = np.asarray(rows)
-    shares = store.index["water_frac"].to_numpy()[rows]
-    lakes = rows[shares > 0.002] if (shares > 0.002).any() else rows
+    candidates = np.asarray(rows)
+    shares = store.index["water_frac"].to_numpy()[candidates]
+    lakes = candidates[shares > 0.002] if (shares > 0.002).any() else candidates
     chosen = np.random.default_rng(seed).permutation(lakes)[:count]
     figure, axes = plt.subplots(len(chosen), 4, figsize=(12, 3.1 * len(chosen)), squeeze=False, layout="constrained")
     for line, row in zip(axes, chosen, strict=True):

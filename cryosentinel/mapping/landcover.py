@@ -78,8 +78,7 @@ def score_terramesh(
         raise InputError(f"{folder} holds no chips (S2L2A/*.tif); give the folder of the real chips.")
     rows = []
     for s2 in chips:
-        parts = [folder / name / s2.name for name in ("S1RTC", "DEM")]
-        stacked = stack_rasters(s2, *parts, out / s2.name)
+        stacked = stack_rasters(s2, folder / "S1RTC" / s2.name, folder / "DEM" / s2.name, out / s2.name)
         result = predict_scene(segmenter, stacked, out, threshold=threshold, progress=False)
         with rasterio.open(result["water"]) as water, rasterio.open(folder / "LULC" / s2.name) as cover:
             found = water_by_class(water.read(1), cover.read(1))
@@ -102,7 +101,7 @@ def draw_terramesh(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[
     from cryosentinel.data.views import composite
 
     predictions = {row["chip"]: row["water"] for row in rows}
-    colours = plt.get_cmap("tab10").colors
+    colours = [f"C{n}" for n in range(10)]
     shown: set[int] = set()
     figure, axes = plt.subplots(
         len(predictions), 3, figsize=(9, 3 * len(predictions)), squeeze=False, layout="constrained"
