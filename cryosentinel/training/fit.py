@@ -8,7 +8,6 @@ import logging
 import math
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +129,6 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
             return folder
     resumed = _checkpoint_to_resume(folder, resume)
 
-    started = time.monotonic()
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
     swa_start = swa_first_epoch(run.optim, run.trainer.max_epochs)
@@ -138,7 +136,7 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
         folder / "checkpoints", run.checkpoints, run.checkpoints.epochs(run.trainer.max_epochs, swa_start)
     )
     if resumed is not None and resumed["stopped"]:  # stopped early, then killed before it could say so
-        _write_summary(folder, fingerprint, resumed, None, 0.0)
+        _write_summary(folder, fingerprint, resumed, None)
         return folder
     trainer = _trainer(run, files, folder)
     task = prepare_task(run, data, trainer)
@@ -151,8 +149,10 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
     with _quiet():
         trainer.fit(task, datamodule=data, ckpt_path=None if resumed is None else str(files.last), weights_only=True)
     if _is_rank_zero():
-        done = {"stopped": files.stopped, "snapshots": files.snapshots, "seconds": files.seconds_before}
-        _write_summary(folder, fingerprint, done | {"step": trainer.global_step}, task, time.monotonic() - started)
+        # From the file and not from the objects: a strategy may have trained in other processes.
+        done = _checkpoint_to_resume(folder, "auto")
+        assert done is not None
+        _write_summary(folder, fingerprint, done, sum(p.numel() for p in task.model.parameters()))
     return folder
 
 
@@ -160,10 +160,14 @@ def prepare_task(run: RunConfig, data: ChipDataModule, trainer: pl.Trainer) -> S
     """Set up the data and build the task with its network."""
     data.trainer = trainer  # the loaders share the chips among the trainer's ranks
     data.setup("fit")
-    batches = len(data.train_dataloader())
+    loader = data.train_dataloader()
+    batches = len(loader)
+    if batches > 1 and len(loader.sampler) % data.batch_size == 1:
+        batches -= 1  # UperNet normalises a pooled value over the batch, which one chip alone cannot give
+        trainer.limit_train_batches = batches
     data.val_dataloader()  # an empty split is refused here, before the network is built
     if run.trainer.limit_train_batches is not None:
-        batches = min(batches, run.trainer.limit_train_batches)
+        batches = trainer.limit_train_batches = min(batches, run.trainer.limit_train_batches)
     task = SegmentationTask(
         run.model.as_dict(),
         data.statistics.as_dict(),
@@ -300,17 +304,14 @@ def _carry_run(source: Path, folder: Path, checkpoint: Mapping[str, Any]) -> Non
                 shutil.copyfile(source / name, part)
 
 
-def _write_summary(
-    folder: Path, fingerprint: str, done: Mapping[str, Any], task: SegmentationTask | None, seconds: float
-) -> None:
-    parameters = None if task is None else sum(p.numel() for p in task.model.parameters())
+def _write_summary(folder: Path, fingerprint: str, done: Mapping[str, Any], parameters: int | None) -> None:
     write_json(
         folder / SUMMARY,
         {
             "finished": True,
             "stopped_early": done["stopped"],
             "steps": done["step"],
-            "seconds": round(done["seconds"] + seconds, 1),
+            "seconds": done["seconds"],
             "snapshots": list(done["snapshots"]),
             "parameters": parameters,
             "data": fingerprint,

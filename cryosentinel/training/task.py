@@ -16,7 +16,7 @@ from cryosentinel.models.tta import flip_logits
 from cryosentinel.sensors import MODALITIES, Statistics
 from cryosentinel.training.distance import DistanceCache
 from cryosentinel.training.losses import TERMS, LossConfig, SixTermLoss
-from cryosentinel.training.optim import OptimConfig, build_optimizer, build_schedule
+from cryosentinel.training.optim import OptimConfig, build_optimizer, build_schedule, freeze
 
 Batch = dict[str, Tensor]
 
@@ -74,7 +74,11 @@ class SegmentationTask(pl.LightningModule):
         self.val_iou: float | None = None  # of the latest validation
 
     def configure_model(self) -> None:
-        """Build the network, once."""
+        """Build the network and freeze what is not to learn, once.
+
+        Freezing comes here and not with the optimiser because distributed strategies look for the learning parameters
+        before there is one.
+        """
         if self._built:
             return
         statistics = self.hparams["statistics"]
@@ -85,6 +89,7 @@ class SegmentationTask(pl.LightningModule):
             None if statistics is None else Statistics.from_dict(statistics),
         )
         self.hparams["statistics"] = self.model.statistics.as_dict()
+        freeze(self.model, self.depth, self.optim)
         if self.compile_model:
             self.model.compile()
         self._built = True
@@ -190,7 +195,12 @@ class SegmentationTask(pl.LightningModule):
         self._confusion = torch.zeros(2, dtype=torch.long, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the pixels in the intersection and in the union of prediction and label."""
+        """Count the pixels in the intersection and in the union of prediction and label.
+
+        The ranks of a distributed run take the batches in turn.
+        """
+        if batch_idx % self.trainer.world_size != self.trainer.global_rank:
+            return
         logits = flip_logits(self.model, batch, self.val_flips)
         valid = batch["valid"]
         water = (logits >= 0) & valid

@@ -1,0 +1,122 @@
+"""Two processes against one, the network's names, and what the task's own hooks do."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from training_factory import SmallSegmenter, configuration, small_dataset  # noqa: F401
+
+from cryosentinel.models.checkpoint import load_checkpoint
+from cryosentinel.models.segmenter import SegmenterConfig
+from cryosentinel.training.fit import fit
+from cryosentinel.training.losses import LossConfig, SixTermLoss
+from cryosentinel.training.task import SegmentationTask, step_seed
+
+
+class Frozen(SmallSegmenter):
+    """Without dropout and with frozen batch statistics: the same function however the batch is spread."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.net.decoder[1] = nn.Identity()
+        self.net.decoder[0].eval()  # Lightning leaves modes as they are
+
+
+def _half_of_the_loss(rank: int, port: int, shared: dict) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    part = slice(0, 1) if rank == 0 else slice(1, 4)  # unequal shares
+    z = shared["logits"][part].clone().requires_grad_()
+    total, terms = SixTermLoss(shared["config"])(z, shared["label"][part], shared["valid"][part])
+    total.backward()
+    shared["results"][rank] = (total.item(), {k: v.item() for k, v in terms.items()}, z.grad / 2)  # as DDP averages
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dice_form", ["flat", "generalised"])
+def test_loss_of_two_ranks_is_the_loss_of_the_batch(dice_form):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 40, 40, generator=generator, dtype=torch.float64)
+    label = torch.zeros(4, 40, 40)
+    label[1, 5:20, 5:20] = label[2, 10:14, 3:30] = 1
+    valid = torch.rand(4, 40, 40, generator=generator) < 0.9
+    config = LossConfig(dice_form=dice_form, ohem_min=100)
+    z = logits.clone().requires_grad_()
+    whole, terms = SixTermLoss(config)(z, label, valid)
+    whole.backward()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Manager().dict()
+    shared = {"logits": logits, "label": label, "valid": valid, "config": config, "results": results}
+    processes = [context.Process(target=_half_of_the_loss, args=(rank, port, shared)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    for rank in range(2):
+        assert results[rank][0] == pytest.approx(whole.item(), rel=1e-12)
+        assert results[rank][1] == pytest.approx({k: v.item() for k, v in terms.items()}, rel=1e-12)
+    gradient = torch.cat([results[0][2], results[1][2]])
+    torch.testing.assert_close(gradient, z.grad, rtol=1e-10, atol=1e-14)
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_two_processes_train_as_one(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cryosentinel.training.task.build_segmenter", Frozen)
+    torch.set_num_threads(1)
+    # In double precision, because Adam's first steps have the size of the learning rate whatever the gradient's: where
+    # it is next to nothing, rounding in single precision decides their direction.
+    config = configuration(small_dataset, **{"data.augment": None, "trainer.max_epochs": 2})
+    one = fit(config, {"data.batch_size": 4, "trainer.limit_train_batches": 3}, tmp_path / "one")
+    changes = {"data.batch_size": 2, "trainer.limit_train_batches": 3, "trainer.strategy": "ddp_fork"}
+    two = fit(config, {**changes, "trainer.devices": 2}, tmp_path / "two")
+    first, second = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, two))
+    assert first["global_step"] == second["global_step"] == 6
+    for key in ("state_dict", "current_model_state"):  # the average and the raw weights
+        for name, value in first[key].items():
+            torch.testing.assert_close(second[key][name], value, rtol=1e-7, atol=1e-9)
+    rows = [(run / "logs" / "metrics.csv").read_text().splitlines() for run in (one, two)]
+    for mine, theirs in zip(rows[0][1:], rows[1][1:], strict=True):
+        assert [float(x) for x in mine.split(",")] == pytest.approx([float(x) for x in theirs.split(",")], rel=1e-7)
+
+
+def test_every_step_has_its_own_seed():
+    seeds = {step_seed(s, e, b, r) for s in (17, 42) for e in range(5) for b in range(50) for r in range(2)}
+    assert len(seeds) == 1000 and step_seed(42, 1, 2, 0) == step_seed(42, 1, 2, 0)
+
+
+def test_names_survive_compilation(monkeypatch):
+    monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
+    names = []
+    for compiled in (False, True):
+        task = SegmentationTask(SegmenterConfig().as_dict(), compile_model=compiled)
+        task.configure_model()
+        names.append(list(task.state_dict()))
+    assert names[0] == names[1] and all(n.startswith("model.net.") for n in names[0])
+
+
+def test_blocks_are_frozen_before_a_strategy_looks(monkeypatch):
+    from cryosentinel.training.optim import OptimConfig
+
+    monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
+    task = SegmentationTask(SegmenterConfig().as_dict(), optim=OptimConfig(frozen_blocks=2))
+    task.configure_model()
+    frozen = {n for n, p in task.named_parameters() if not p.requires_grad}
+    assert "model.net.encoder.encoder.1.weight" in frozen and "model.net.encoder.encoder.2.weight" not in frozen
