@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,22 @@ def write_mean(
     with (
         replacing(out) as part,
         Skeleton(part, first.state, {**kept, **metadata, "soup": {**note, "members": entries}}) as skeleton,
+        _one_thread(),
     ):
         for name in first.state:
             _write_tensor(skeleton, name, members)
     return Path(out)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A block is too small to share out: threads that wait for each other cost more than they add."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_tensor(skeleton: Skeleton, name: str, members: list[Member]) -> None:

@@ -6,7 +6,9 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +21,7 @@ from cryosentinel.models.unpickle import read_archive
 
 _DESCRIPTOR = b"PK\x07\x08"
 _CENTRAL = b"PK\x01\x02"
+_PENDING = 8  # blocks that wait to be written
 
 
 class Skeleton:
@@ -47,6 +50,9 @@ class Skeleton:
 
     def __enter__(self) -> Skeleton:
         self._file = os.open(self._path, os.O_RDWR)
+        # One writer keeps the order of blocks; checksums and writing let go of the interpreter lock.
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
         return self
 
     def write(self, name: str, position: int, block: torch.Tensor) -> None:
@@ -55,10 +61,17 @@ class Skeleton:
         Args:
             name: of the tensor.
             position: of the block's first byte in the tensor; blocks come in order.
-            block: contiguous, of the tensor's type.
+            block: of the tensor's type; it must not change afterwards.
+
+        Raises:
+            OSError: an earlier block could not be written.
         """
-        if not block.numel():
-            return
+        if block.numel():
+            self._pending.append(self._writer.submit(self._put, name, position, block))
+        while len(self._pending) > _PENDING:
+            self._pending.popleft().result()
+
+    def _put(self, name: str, position: int, block: torch.Tensor) -> None:
         data = memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         self._checksums[name] = zlib.crc32(data, self._checksums[name])
         offset = self._offsets[name] + position
@@ -70,9 +83,13 @@ class Skeleton:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            while kind is None and self._pending:
+                self._pending.popleft().result()
+            self._writer.shutdown(cancel_futures=True)
             if kind is None:
                 self._seal()
         finally:
+            self._writer.shutdown(cancel_futures=True)
             os.close(self._file)
 
     def _seal(self) -> None:
