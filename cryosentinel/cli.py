@@ -7,6 +7,7 @@ once. Options, types and help of a subcommand come from the signature and docstr
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,12 @@ def _usage() -> str:
     )
 
 
+def _as_list(words: list[str]) -> list[str]:
+    """Leading paths as the one list that jsonargparse takes: ``a.tif b.tif --ckpt x`` as a shell expands it."""
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words if not count or words[0].startswith("[") else [json.dumps(words[:count]), *words[count:]]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
@@ -76,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from cryosentinel import commands
 
+        if name == "predict":
+            rest = _as_list(rest)
         auto_cli(getattr(commands, name), args=rest, prog=f"cryosentinel {name}", as_positional=True)
     except CryoSentinelError as error:
         print(f"cryosentinel: error: {error}", file=sys.stderr)

@@ -177,6 +177,13 @@ class Study:
         """Add entries to the metrics file; see :func:`cryosentinel.evaluation.metrics.metric_entry` for their form."""
         write_json(self.metrics_path, dict(sorted({**self.metrics(), **entries}.items())))
 
+    def begin(self) -> None:
+        """Drop the figures of another preset: those of two never stand in one file."""
+        path = self.out / "timings.json"
+        if path.is_file() and any(entry["preset"] != self.preset for entry in read_json(path).values()):
+            path.unlink()
+            self.metrics_path.unlink(missing_ok=True)
+
     def entry(
         self, value: float | None, n: int, source: str, reason: str = "no interval is computed"
     ) -> dict[str, Any]:

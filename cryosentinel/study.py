@@ -115,6 +115,7 @@ def run_study(
     # Relative where it can be: the parameters stand on the page.
     common = {"preset": preset, "out": os.path.relpath(study.out, project_root())}
     given = check_parameters({**(parameters or {}), **common}, notebooks)
+    study.begin()
     started = time.monotonic()
     for number, name in enumerate(notebooks, start=1):
         source, target = project_root() / "notebooks" / f"{name}.ipynb", chapters / f"{name}.ipynb"

@@ -40,7 +40,7 @@ def test_every_command_has_a_documented_function(name: str, capsys: pytest.Captu
         (["maps"], "there is no command 'maps'"),
         (["simulate", "x", "--presett", "quick"], "--presett"),
         (["simulate", "x", "--workers", "many"], "many"),
-        (["predict", "[nowhere.tif]", "--ckpt", "nowhere/none.ckpt"], "nowhere/none.ckpt"),
+        (["predict", "a.tif", "b.tif", "--ckpt", "nowhere/none.ckpt"], "nowhere/none.ckpt"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(words: list[str], sentence: str, tmp_path: Path) -> None:

@@ -186,3 +186,14 @@ def test_a_study_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         Study("huge")
     with pytest.raises(InputError, match="nowhere"):
         Study("tiny", data=tmp_path / "nowhere")
+
+
+def test_figures_of_two_presets_never_stand_in_one_file(tmp_path: Path) -> None:
+    first = Study("tiny", out=tmp_path)
+    first.record({"x": first.entry(0.5, 3, "here")})
+    first.note_time("fit", 1.0)
+    first.begin()
+    assert "x" in first.metrics()
+    other = Study("quick", out=tmp_path)
+    other.begin()
+    assert other.metrics() == {} and not (tmp_path / "timings.json").exists()
