@@ -23,7 +23,9 @@ def test_snapshot_epochs():
     assert CheckpointConfig(snapshot_last=3).epochs(10, 4) == [8, 9, 10]
     assert CheckpointConfig(snapshot_last=3).epochs(4, 3) == [4]
     assert CheckpointConfig(snapshot_epochs=[30, 12, 14]).epochs(30, 12 - 1) == [12, 14, 30]
-    with pytest.raises(ConfigError, match=r"names \[3\], but the SWA phase of this run is epochs 5 to 10"):
+    assert CheckpointConfig(snapshot_epochs=[30, 12, 14]).epochs(20, 11) == [12, 14]
+    assert CheckpointConfig(snapshot_epochs=[30, 12], snapshot_last=2).epochs(4, 1) == [3, 4]
+    with pytest.raises(ConfigError, match=r"names 3, but the SWA phase of this run is epochs 5 to 10"):
         CheckpointConfig(snapshot_epochs=[3, 8]).epochs(10, 4)
 
 

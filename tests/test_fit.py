@@ -114,7 +114,9 @@ def test_command_line(tmp_path, small_dataset, capsys):  # noqa: F811
     words = ["--config", str(path), "--run_dir", str(tmp_path / "r"), "--trainer.max_epochs", "1"]
     assert main([*words, "--optim.lr=0.002"]) == tmp_path / "r"
     saved = yaml.safe_load((tmp_path / "r" / "logs" / "config.yaml").read_text())
-    assert saved["optim"]["lr"] == 0.002 and saved["optim"]["warmup_epochs"] == 1 and saved["trainer"]["max_epochs"] == 1
+    assert (
+        saved["optim"]["lr"] == 0.002 and saved["optim"]["warmup_epochs"] == 1 and saved["trainer"]["max_epochs"] == 1
+    )
     assert main(["--help"]) is None
     assert "--optim.layer_decay" in capsys.readouterr().out
 
@@ -140,7 +142,7 @@ def test_nan_stops_and_names_the_chip(tmp_path, small_dataset, monkeypatch):  # 
 
 
 def test_empty_split_is_refused(tmp_path, small_dataset):  # noqa: F811
-    with pytest.raises(InputError, match="split of .* is empty"):
+    with pytest.raises(InputError, match=r"split of .* is empty"):
         fit(configuration(small_dataset, **{"data.block_size": 60.0}), run_dir=tmp_path / "run")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -88,8 +90,8 @@ def test_weight_decay_can_spare_norms_and_biases():
 def test_schedule_warms_up_falls_and_settles():
     config = OptimConfig(lr=1.0, warmup_epochs=2, swa=SWAConfig(start=0.5, lr=0.1, anneal_epochs=2))
     lr = [rate_at(step, 1.0, config, 10, 20) for step in range(200)]
-    assert all(a < b for a, b in zip(lr[:20], lr[1:21], strict=True)) and max(lr) == lr[20] == 1.0
-    assert all(a > b for a, b in zip(lr[20:109], lr[21:110], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(lr[:21])) and max(lr) == lr[20] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(lr[20:110]))
     assert lr[110:] == pytest.approx([0.1] * 90)
     without = OptimConfig(lr=1.0, warmup_epochs=2, swa=SWAConfig(start=1.0))
     assert rate_at(199, 1.0, without, 10, 20) < 1e-3

@@ -69,7 +69,7 @@ class CheckpointConfig:
 
     Attributes:
         snapshot_epochs: epochs, counted from 1, after which the averaged weights go into the soup.
-        snapshot_last: the last so many epochs do, if ``snapshot_epochs`` is not given.
+        snapshot_last: the last so many epochs do, if ``snapshot_epochs`` is not given or the run ends before them.
         best: also keep the averaged weights of the epoch with the best validation IoU, as best.ckpt.
         every_n_steps: also write last.ckpt every so many optimiser steps within an epoch; 0 for epoch ends alone.
     """
@@ -88,18 +88,20 @@ class CheckpointConfig:
     def epochs(self, total: int, swa_start: int) -> list[int]:
         """The snapshots' epochs, counted from 1, in a run of ``total`` whose SWA phase begins after ``swa_start``.
 
+        Named epochs beyond the end of a run that was cut short are left out; if none is left, the last ones count.
+
         Raises:
-            ConfigError: a named epoch is not in the phase.
+            ConfigError: a named epoch lies before the phase.
         """
-        if self.snapshot_epochs is None:
+        named = sorted({e for e in self.snapshot_epochs or [] if e <= total})
+        if not named:
             return list(range(max(swa_start, total - self.snapshot_last) + 1, total + 1))
-        outside = [e for e in self.snapshot_epochs if not swa_start < e <= total]
-        if outside:
+        if named[0] <= swa_start:
             raise ConfigError(
-                f"checkpoints.snapshot_epochs names {outside}, but the SWA phase of this run is epochs {swa_start + 1} to "
-                f"{total}; change the epochs, optim.swa.start or trainer.max_epochs."
+                f"checkpoints.snapshot_epochs names {named[0]}, but the SWA phase of this run is epochs {swa_start + 1} "
+                f"to {total}; change the epochs, optim.swa.start or trainer.max_epochs."
             )
-        return sorted(set(self.snapshot_epochs))
+        return named
 
 
 class RunFiles(Checkpoint):
@@ -141,7 +143,7 @@ class RunFiles(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After validation: the snapshot if this epoch has one, the best so far, and the checkpoint to resume from."""
         epoch = trainer.current_epoch + 1
-        iou = float(pl_module.val_iou)
+        iou = float(pl_module.val_iou)  # type: ignore[arg-type]
         self.epochs_done = epoch
         self.stopped = bool(trainer.should_stop)
         if epoch in self.snapshot_epochs or (self.stopped and not self.snapshots):
@@ -157,7 +159,8 @@ class RunFiles(Checkpoint):
             self.snapshots.append(name)
         if not trainer.is_global_zero:
             return
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        ema = next((c for c in callbacks if isinstance(c, EMA)), None)
         state = ema.averaged_state() if ema is not None else task.state_dict()
         write_checkpoint(
             self.folder / name,

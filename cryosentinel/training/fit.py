@@ -132,9 +132,7 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
     swa_start = swa_first_epoch(run.optim, run.trainer.max_epochs)
-    files = RunFiles(
-        folder / "checkpoints", run.checkpoints, run.checkpoints.epochs(run.trainer.max_epochs, swa_start)
-    )
+    files = RunFiles(folder / "checkpoints", run.checkpoints, run.checkpoints.epochs(run.trainer.max_epochs, swa_start))
     if resumed is not None and resumed["stopped"]:  # stopped early, then killed before it could say so
         _write_summary(folder, fingerprint, resumed, None)
         return folder
@@ -160,7 +158,7 @@ def prepare_task(run: RunConfig, data: ChipDataModule, trainer: pl.Trainer) -> S
     """Set up the data and build the task with its network."""
     data.trainer = trainer  # the loaders share the chips among the trainer's ranks
     data.setup("fit")
-    loader = data.train_dataloader()
+    loader: Any = data.train_dataloader()
     batches = len(loader)
     if batches > 1 and len(loader.sampler) % data.batch_size == 1:
         batches -= 1  # UperNet normalises a pooled value over the batch, which one chip alone cannot give
@@ -226,7 +224,7 @@ def _describe(task: SegmentationTask, folder: Path) -> None:
 
 
 def _is_rank_zero() -> bool:
-    return rank_zero_only.rank in (None, 0)
+    return getattr(rank_zero_only, "rank", 0) in (None, 0)
 
 
 def _forget(folder: Path) -> None:

@@ -57,10 +57,11 @@ class RunLogger(CSVLogger):
     @property
     def experiment(self) -> Any:
         """The writer."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return super().experiment  # a stand-in that does nothing
+        if self._experiment is None:
             self._experiment = _Writer(log_dir=self.log_dir)
-            self._experiment.hparams = {}
-        return self._experiment if rank_zero_only.rank == 0 else super().experiment
+        return self._experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:

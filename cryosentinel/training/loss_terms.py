@@ -77,7 +77,9 @@ def hardest(losses: Tensor, valid: Tensor, keep: float, minimum: int, gather: Po
     return weights.mul_(valid), losses.new_tensor(float(count))
 
 
-def focal(softplus: Tensor, logits: Tensor, prob: Tensor, label: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+def focal(
+    softplus: Tensor, logits: Tensor, prob: Tensor, label: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
     """Focal loss a pixel (Lin et al. 2017, arXiv:1708.02002); hard labels in {0, 1}.
 
     Returns:

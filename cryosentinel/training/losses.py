@@ -135,8 +135,8 @@ class SixTermLoss(nn.Module):
             logits: (B, H, W), any floating type.
             label: (B, H, W) in {0, 1}.
             valid: bool (B, H, W).
-            distance: (B, H, W) signed distance maps in pixels (:func:`~cryosentinel.training.distance.signed_distance`);
-                computed here when left out and the boundary term has a weight.
+            distance: (B, H, W) signed distance maps in pixels, see :func:`.distance.signed_distance`; computed here
+                when left out and the boundary term has a weight.
 
         Returns:
             the total (a scalar to call ``backward`` on) and the value of each term, unweighted and detached.

@@ -249,7 +249,8 @@ def learning_rate_profile(model: nn.Module, config: OptimConfig, depth: int | No
 
 
 def _depth(model: nn.Module) -> int:
-    return int(getattr(model, "_orig_mod", model).depth)
+    inner: Any = getattr(model, "_orig_mod", model)
+    return int(inner.depth)
 
 
 def describe_profile(profile: pd.DataFrame) -> str:
@@ -262,8 +263,8 @@ def describe_profile(profile: pd.DataFrame) -> str:
     if len(starved):
         share = starved.parameters.sum() / profile.parameters.sum()
         lines.append(
-            f"Warning: {len(starved)} of {len(profile)} parts, {share:.0%} of the parameters, are frozen or learn at less "
-            f"than {STARVED:.0%} of the decoder's rate; frozen_blocks, backbone_mult and layer_decay compound."
+            f"Warning: {len(starved)} of {len(profile)} parts, {share:.0%} of the parameters, are frozen or learn at "
+            f"less than {STARVED:.0%} of the decoder's rate; frozen_blocks, backbone_mult and layer_decay compound."
         )
     return "\n".join(lines)
 

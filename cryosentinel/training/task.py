@@ -97,13 +97,13 @@ class SegmentationTask(pl.LightningModule):
     @property
     def depth(self) -> int:
         """Number of encoder blocks."""
-        return int(self.model.depth)
+        return int(self.model.depth)  # type: ignore[arg-type]
 
     def forward(self, batch: Batch) -> Tensor:
         """Water logits (B, H, W) of a batch in physical units."""
         return self.model(batch)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with layer-wise decay, stepped by its schedule after every optimiser step."""
         optimizer = build_optimizer(self.model, self.depth, self.optim)
         # Not trainer.estimated_stepping_batches: it opens the training loader before a resumed run has restored its
@@ -176,7 +176,7 @@ class SegmentationTask(pl.LightningModule):
         would write it afterwards: a kill between the two would lose it.
         """
         batches = self._sums.get("batches", torch.ones(()))
-        row = {"epoch": self.current_epoch + 1}
+        row: dict[str, float] = {"epoch": self.current_epoch + 1}
         for name in ("loss", *TERMS):
             if name in self._sums:
                 row["loss" if name == "loss" else f"loss_{name}"] = float(self._sums[name] / batches)
