@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def simulate(
     # Spawned, not forked: the caller may hold threads (torch, GDAL), which a fork would freeze.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
-    record = {"config": config.as_dict(), "fingerprint": fingerprint}
+    record: dict[str, Any] = {"config": config.as_dict(), "fingerprint": fingerprint}
     write_json(root / RECORD_FILE, {**record, "complete": False})
     try:
         jobs = _jobs(root, config, pool)

@@ -88,12 +88,19 @@ def _separation(other: np.ndarray, lake: np.ndarray, edges: np.ndarray) -> dict[
     """AUC and best-threshold IoU from two histograms over the same bins, in whichever direction is better."""
     below = np.concatenate([[0], other.cumsum()[:-1]])
     area = float((lake * (below + other / 2)).sum() / max(lake.sum() * other.sum(), 1))
-    best = {"auc": max(area, 1 - area), "iou": 0.0, "threshold": float("nan"), "water_is": "high"}
+    best: dict[str, float | str] = {
+        "auc": max(area, 1 - area),
+        "iou": 0.0,
+        "threshold": float("nan"),
+        "water_is": "high",
+    }
+    reached = 0.0
     for direction, step in (("high", -1), ("low", 1)):
         hit, false = lake[::step].cumsum()[::step], other[::step].cumsum()[::step]
         iou = hit / np.maximum(lake.sum() + false, 1)
         at = int(iou.argmax())
-        if iou[at] > best["iou"]:
+        if iou[at] > reached:
+            reached = iou[at]
             edge = edges[at] if direction == "high" else edges[at + 1]
             best |= {"iou": float(iou[at]), "threshold": float(edge), "water_is": direction}
     return best

@@ -226,7 +226,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         inside[:] = False
         inside[_PAD + margin : -_PAD - margin, _PAD + margin : -_PAD - margin] = True
         # Hydropower also dams tarns above the valleys.
-        where = "tarn" if kind == "reservoir" and draw.uniform() < 0.4 else kind
+        where = "tarn" if kind == "reservoir" and draw.uniform() < 0.6 else kind
         room = inside & ~taken & _candidates(where, r, z_low, steep, ice_near)
         if not room.any():
             continue
@@ -234,8 +234,8 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         i, j = divmod(at, r.z.shape[1])
         row, col = int(post_rows[i]) * POST_PX + 1, int(post_cols[j]) * POST_PX + 1
         reach = (1.5 * radius + 8) / POST_PX
-        yy, xx = np.ogrid[: taken.shape[0], : taken.shape[1]]
-        taken |= (yy - i) ** 2 + (xx - j) ** 2 < (reach + 4) ** 2
+        down, right = np.arange(taken.shape[0]) - i, np.arange(taken.shape[1]) - j
+        taken |= np.add.outer(down**2, right**2) < (reach + 4) ** 2
         rows, cols = np.arange(row - half, row + half + 1), np.arange(col - half, col + half + 1)
         z = upsample(bowl, int(post_rows[0]), int(post_cols[0]), rows, cols)
         k = key(seed, epsg, "lake", cell_row, cell_col, number)

@@ -6,7 +6,8 @@ nor for cast shadow (Louis et al. 2016, ESA SP-740): the same is done here, with
 Skylight above 4 km is mostly Rayleigh's, so its share falls with the fourth power of the wavelength; slopes around add
 some light of all colours. Shadows are therefore blue, and look like water to an index of green over infrared.
 
-Assumed: one sun a zone and year (late August, about 10:45 local time), Lambertian ground, levels of haze and cloud.
+Assumed: one sun a zone and year (August, about 10:45 local time: 53 to 65 degrees high between 45 and 27 north),
+Lambertian ground, levels of haze and cloud.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Optics:
 def sun(seed: int, epsg: int, year: int) -> tuple[float, float]:
     """Azimuth and elevation of the sun in degrees."""
     draw = Draw(seed, epsg, "sun", year)
-    return draw.uniform(138, 156), draw.uniform(51, 60)
+    return draw.uniform(138, 156), draw.uniform(54, 62)
 
 
 def facing_sun(dz_row: np.ndarray, dz_col: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
@@ -87,7 +88,7 @@ def make_optics(ground: Ground, cover: Cover, year: int) -> Optics:
     zenith_cos = np.sin(np.radians(elevation))
     facing = facing_sun(g.dz_row, g.dz_col, azimuth, elevation)
     flat = cover.water | (cover.material == Material.FROZEN_LAKE)
-    modelled = facing_sun(*(smooth(d, _COARSE) for d in (g.dz_row, g.dz_col)), azimuth, elevation)
+    modelled = facing_sun(smooth(g.dz_row, _COARSE), smooth(g.dz_col, _COARSE), azimuth, elevation)
     modelled = np.maximum(1 + CORRECTED * (modelled / np.float32(zenith_cos) - 1), 0.4)
     facing = np.where(flat, np.float32(zenith_cos), facing)
     cast = g.shadow(azimuth, elevation)

@@ -149,7 +149,8 @@ def _draw_region(
     Returns:
         The places, what was not found, and the number of blocks looked at.
     """
-    places, waiting, looked = [], list(waiting), 0
+    places: list[Place] = []
+    waiting, looked = list(waiting), 0
     for looked, (i, j, split) in enumerate(_blocks(config, region), start=1):
         if not waiting:
             return places, [], looked - 1

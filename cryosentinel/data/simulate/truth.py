@@ -116,13 +116,13 @@ class TruthStore:
                 raise InputError(f"The truth shard {path} is corrupt ({error}); simulate the dataset again.") from None
         columns = self._kept[1]
         height, width = columns["shape"][row]
-        arrays = []
+        arrays = {}
         for layer in LAYERS:
             array = np.frombuffer(columns[f"{layer}_bytes"][row], np.uint8)
             if array.size != height * width:
                 raise InputError(f"The truth of chip {chip_id!r} in {path} is corrupt; simulate the dataset again.")
-            arrays.append(array.reshape(height, width))
-        return Truth(*arrays, columns["label_error"][row])
+            arrays["lake" if layer == "truth" else layer] = array.reshape(height, width)
+        return Truth(**arrays, label_error=columns["label_error"][row])
 
     def label_errors(self) -> dict[str, str]:
         """chip id -> label error, of all chips."""
