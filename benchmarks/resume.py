@@ -54,7 +54,7 @@ def write_chips(root: Path, count: int = 24) -> None:
 
 
 def write_config(path: Path, data: Path) -> None:
-    """A small U-Net with batch statistics and dropout, every kind of augmentation, and a checkpoint in every step."""
+    """A small U-Net with batch statistics and dropout, all augmentations, a checkpoint every four steps."""
     import yaml
 
     config = {
@@ -63,7 +63,7 @@ def write_config(path: Path, data: Path) -> None:
         "model": {"architecture": "smp_unet", "encoder_name": "mobilenet_v2"},
         "optim": {"lr": 1e-3, "layer_decay": 1.0, "backbone_mult": 1.0, "swa": {"start": 0.5, "lr": 1e-4}},
         "validation": {"flips": 2},
-        "checkpoints": {"snapshot_last": 2, "every_n_steps": 1},
+        "checkpoints": {"snapshot_last": 2, "every_n_steps": 4},
         "trainer": {"max_epochs": EPOCHS, "accelerator": "cpu", "threads": 1, "progress_bar": False},
     }
     path.write_text(yaml.safe_dump(config), encoding="utf-8")

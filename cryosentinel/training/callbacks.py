@@ -98,8 +98,8 @@ class CheckpointConfig:
             return list(range(max(swa_start, total - self.snapshot_last) + 1, total + 1))
         if named[0] <= swa_start:
             raise ConfigError(
-                f"checkpoints.snapshot_epochs names {named[0]}, but the SWA phase of this run is epochs {swa_start + 1} "
-                f"to {total}; change the epochs, optim.swa.start or trainer.max_epochs."
+                f"checkpoints.snapshot_epochs names {named[0]}, but the SWA phase of this run is epochs "
+                f"{swa_start + 1} to {total}; change the epochs, optim.swa.start or trainer.max_epochs."
             )
         return named
 
