@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cryosentinel.data.dataset import ChipDataModule
+    from cryosentinel.data.simulate import SimulationConfig
     from cryosentinel.data.simulate.truth import TruthStore
     from cryosentinel.evaluation.audit import Audit
     from cryosentinel.evaluation.evaluate import Evaluation
@@ -359,6 +360,19 @@ class Study:
         rule = AuditRule(worst=worst, control=control)
         return audit(found.maps("test"), self.datamodule.store, found.table("test"), rule, progress=True)
 
+    @property
+    def simulation(self) -> SimulationConfig | None:
+        """What the chips were simulated from; None for others."""
+        from cryosentinel.data.simulate import PRESETS
+
+        return PRESETS[self.preset] if self.simulated else None
+
+    @staticmethod
+    def real_reference() -> Path | None:
+        """The folder of real reference data, ``$CRYOSENTINEL_REAL_DATA``, or None where there is none."""
+        root = os.environ.get("CRYOSENTINEL_REAL_DATA")
+        return Path(root) if root and Path(root).is_dir() else None
+
     def real_chips(self, folder: str | os.PathLike[str] = "") -> Path | None:
         """The folder of real chips laid out as TerraMesh, or None where there is none.
 
@@ -372,6 +386,5 @@ class Study:
             if not Path(folder).is_dir():
                 raise InputError(f"There is no folder {folder} of real chips; leave it out to skip them.")
             return Path(folder)
-        root = os.environ.get("CRYOSENTINEL_REAL_DATA")
-        found = Path(root) / "terramesh_chips" if root else None
-        return found if found is not None and found.is_dir() else None
+        root = self.real_reference()
+        return root / "terramesh_chips" if root is not None and (root / "terramesh_chips").is_dir() else None
