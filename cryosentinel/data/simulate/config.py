@@ -91,7 +91,8 @@ class SimulationConfig:
         return digest.hexdigest()
 
 
-#: tiny: tests. quick: the ten-minute study. standard: comparisons that mean something.
+#: tiny: tests. quick: the ten-minute study. standard: comparisons that mean something. Seed 42 was looked at while the
+#: audit's rule was made, so quick and standard are other draws.
 PRESETS: dict[str, SimulationConfig] = {
     "tiny": SimulationConfig(
         regions=("ile_alatau", "tien_shan_full", "karakoram"),
@@ -100,8 +101,9 @@ PRESETS: dict[str, SimulationConfig] = {
         background=0.1,
         buffer=0.1,
     ),
-    "quick": SimulationConfig(),
+    "quick": SimulationConfig(seed=2017),
     "standard": SimulationConfig(
+        seed=2023,
         places={"train": 144, "val": 48, "test": 96},
         years_per_place={"train": 4, "val": 3, "test": 3},
         background=0.12,
