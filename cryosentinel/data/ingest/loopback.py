@@ -7,17 +7,16 @@ servers are as unreliable as real ones.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,126 +28,55 @@ from cryosentinel.files import write_json
 BLOCK = 256  # pixels a side of a COG's blocks
 START_S = 20.0
 
-#: What a request is to be refused with: (method, path, how many came before) -> HTTP status, or None to serve it.
-Fault = Callable[[str, str, int], int | None]
 
+class Server:
+    """A file server or relay in a process of its own, see :mod:`cryosentinel.data.ingest.loopback_server`.
 
-@dataclass
-class Log:
-    """What a server was asked for: (method, path, bytes of the answer's body)."""
-
-    requests: list[tuple[str, str, int]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, method: str, path: str, size: int) -> None:
-        with self.lock:
-            self.requests.append((method, path, size))
-
-    def count(self) -> tuple[int, int]:
-        """Requests, and bytes of their answers."""
-        with self.lock:
-            return len(self.requests), sum(size for _, _, size in self.requests)
-
-    def clear(self) -> None:
-        with self.lock:
-            self.requests.clear()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = 1 << 16
-    server: _Server
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing on the terminal."""
-
-    def _answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None, size: int = -1) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if size < 0 else size))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-        self.wfile.flush()
-        self.server.log.add(self.command, self.path, len(body) if self.command != "HEAD" else 0)
-
-    def _serve(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        posted = self.rfile.read(length)
-        fault = self.server.fault
-        status = fault(self.command, self.path, len(self.server.log.requests)) if fault else None
-        if status is not None:
-            self._answer(status)
-        elif self.server.forward:
-            self._pass_on(posted)
-        else:
-            self._file()
-
-    do_GET = do_HEAD = do_POST = _serve
-
-    def _pass_on(self, posted: bytes) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.forward, timeout=60)
-        sent = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-        connection.request(self.command, self.path, posted or None, sent)
-        answer = connection.getresponse()
-        body = answer.read()
-        connection.close()
-        self._answer(answer.status, body, {"Content-Type": answer.headers.get("Content-Type", "application/json")})
-
-    def _file(self) -> None:
-        root = self.server.root.resolve()
-        path = (root / self.path.split("?")[0].lstrip("/")).resolve()
-        if path.is_dir() and path.is_relative_to(root):  # GDAL asks for listings of folders
-            listing = "".join(f'<a href="{p.name}">{p.name}</a>' for p in path.iterdir())
-            return self._answer(200, listing.encode(), {"Content-Type": "text/html"})
-        if not path.is_file() or not path.is_relative_to(root):
-            return self._answer(404)
-        size = path.stat().st_size
-        headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
-        asked = self.headers.get("Range", "")
-        if not asked.startswith("bytes="):
-            body = path.read_bytes() if self.command != "HEAD" else b""
-            return self._answer(200, body, headers, size)
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        begin, end = int(first), min(int(last) if last else size - 1, size - 1)
-        if begin >= size:
-            return self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
-        with open(path, "rb") as handle:
-            handle.seek(begin)
-            body = handle.read(end - begin + 1)
-        self._answer(206, body, {**headers, "Content-Range": f"bytes {begin}-{end}/{size}"}, end - begin + 1)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
+    Attributes:
+        root: folder that it serves.
+        url: its address.
+    """
 
     def __init__(self, root: Path, forward: int = 0) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.root, self.forward = root, forward
-        self.log = Log()
-        self.fault: Fault | None = None
+        self.root = root
+        script = Path(__file__).with_name("loopback_server.py")
+        command = [sys.executable, str(script), str(root), *([str(forward)] if forward else [])]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+    def _control(self, what: str, value: Any = None) -> Any:
+        data = None if value is None else json.dumps(value).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/.control/{what}", data), timeout=20) as answer:
+            return json.load(answer)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error."""
+    def log(self) -> list[tuple[str, str, int]]:
+        """Requests so far: method, path, bytes of the answer's body."""
+        return [(method, path, size) for method, path, size in self._control("log")]
 
+    def count(self) -> tuple[int, int]:
+        """Requests so far, and bytes of their answers."""
+        log = self.log()
+        return len(log), sum(size for _, _, size in log)
 
-@contextlib.contextmanager
-def _running(server: _Server) -> Iterator[_Server]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    def clear(self) -> None:
+        """Forget the requests so far."""
+        self._control("clear", [])
+
+    def fail(self, match: str, status: int = 503, every: int = 1, times: int = 1_000_000) -> None:
+        """Answer requests whose path holds ``match`` with a status: each ``every``-th of them, ``times`` at most."""
+        self._control("faults", [{"match": match, "status": status, "every": every, "times": times}])
+
+    def heal(self) -> None:
+        """Fail no more."""
+        self._control("faults", [])
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.wait(timeout=10)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 @dataclass
@@ -156,25 +84,26 @@ class Loopback:
     """A running service.
 
     Attributes:
-        api: the STAC API; ``api.url`` is its address, ``api.log`` counts, ``api.fault`` makes failures.
-        files: the server of the COGs, in the same way.
-        root: folder that ``files`` serves.
+        api: the STAC API.
+        files: the server of the COGs.
     """
 
-    api: Any
-    files: Any
-    root: Path
+    api: Server
+    files: Server
 
 
 @contextlib.contextmanager
-def serve_files(root: Path) -> Iterator[Any]:
-    """Serve a folder over HTTP with byte ranges; ``.url`` is the address, ``.log`` counts, ``.fault`` fails."""
-    with _running(_Server(root)) as server:
+def serve_files(root: Path) -> Iterator[Server]:
+    """Serve a folder over HTTP with byte ranges."""
+    server = Server(root)
+    try:
         yield server
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager
-def serve_stac(files: Any, items: Sequence[dict[str, Any]]) -> Iterator[Loopback]:
+def serve_stac(files: Server, items: Sequence[dict[str, Any]]) -> Iterator[Loopback]:
     """Run a STAC API over some items, whose files ``files`` serves.
 
     Raises:
@@ -199,14 +128,17 @@ def serve_stac(files: Any, items: Sequence[dict[str, Any]]) -> Iterator[Loopback
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with _running(_Server(files.root, forward=port)) as api:
+    api = Server(files.root, forward=port)
+    process = None
+    try:
         command = [program, "-q", "-q", "serve", "--addr", api.url, "--bind", f"127.0.0.1:{port}"]
         hrefs = [str(folder / f"{name}.json") for name in [*names, "items"]]
         process = subprocess.Popen([*command, *hrefs], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait(process, port)
-            yield Loopback(api, files, files.root)
-        finally:
+        _wait(process, port)
+        yield Loopback(api, files)
+    finally:
+        api.stop()
+        if process is not None:
             process.terminate()
             process.wait(timeout=10)
 
@@ -237,7 +169,7 @@ def write_cog(
 
 
 def make_item(
-    server: Any,
+    server: Server,
     collection: str,
     name: str,
     moment: str,

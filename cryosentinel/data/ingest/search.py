@@ -134,7 +134,8 @@ def newest(items: Iterable[Item]) -> list[Item]:
     for item in items:
         p = item["properties"]
         tile = p.get("grid:code") or p.get("s2:mgrs_tile") or tuple(round(v, 2) for v in item["bbox"])
-        key = (tile, p.get("platform"), when(item).replace(microsecond=0))
+        projection = p.get("proj:code") or p.get("proj:epsg")
+        key = (tile, projection, p.get("platform"), when(item).replace(microsecond=0))
         version = (_baseline(p), str(p.get("s2:generation_time") or p.get("created") or ""), item["id"])
         if key not in best or version > best[key][0]:
             best[key] = version, item

@@ -1,0 +1,31 @@
+"""Ingest from end to end: what the simulator made, a real STAC server gives back."""
+
+from __future__ import annotations
+
+import ingest_world as world
+import numpy as np
+import pandas as pd
+
+from cryosentinel.data.ingest import ingest
+from cryosentinel.data.store import ChipStore
+
+
+def test_chips_come_back_as_simulated(tmp_path):
+    with world.service(tmp_path) as running:
+        lakes = world.inventory(tmp_path / "lakes.geojson")
+        result = ingest(
+            world.REGION, world.YEAR, lakes, running.api.url, tmp_path / "out", world.box(), settings=world.FAST,
+            progress=False,
+        )  # fmt: skip
+    chips = world.chips_of(tmp_path / "out")
+    assert result.chips == len(chips) == 9
+    world.assert_equal(chips)
+    index = pd.read_parquet(tmp_path / "out" / world.REGION / "2023" / "index.parquet")
+    assert set(index["status"]) == {"kept"}
+    assert set(index["s1_direction"]) == {"descending"} and set(index["s1_days"]) == {3}
+    assert set(result.sanity.index) == {0.0, 0.3} and (result.sanity["chips"] == 9).all()
+    store = ChipStore(tmp_path / "out")
+    assert len(store) == 9
+    np.testing.assert_allclose(store.index["lat"], index["lat"])
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---")
+    assert not (tmp_path / "out" / ".ingest").exists()
