@@ -215,7 +215,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
 
     to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
     lakes: list[Lake] = []
-    taken = np.zeros(r.z.shape, bool)
+    taken: np.ndarray = np.zeros(r.z.shape, bool)
     inside = np.zeros(r.z.shape, bool)
     # Large ones first: they find the room they need.
     for number, (kind, area) in enumerate(sorted(wanted, key=lambda pair: -pair[1])):
