@@ -103,8 +103,8 @@ def inventory(path: Path, mask: np.ndarray | None = None, **columns: Any) -> Pat
 @contextlib.contextmanager
 def service(folder: Path, *makers: Any) -> Iterator[Loopback]:
     """A loopback service over what ``makers`` (functions of the file server) make; one clear scene by default."""
+    (folder / "files").mkdir(parents=True)
     with serve_files(folder / "files") as files:
-        (folder / "files").mkdir(exist_ok=True)
         items = [maker(files) for maker in makers or (s2_item, s1_item, dem_item)]
         with serve_stac(files, items) as running:
             yield running

@@ -111,7 +111,8 @@ def test_frames_of_one_overpass_are_one_pass():
 
 
 ANNOTATION = """<calibration><calibrationVectorList count="2">
-<calibrationVector><line>0</line><pixel count="2">0 400</pixel><sigmaNought count="2">100 300</sigmaNought></calibrationVector>
+<calibrationVector><line>0</line><pixel count="2">0 400</pixel><sigmaNought count="2">100 300</sigmaNought>
+</calibrationVector>
 <calibrationVector><line>400</line><pixel count="2">0 400</pixel><sigmaNought count="2">200 400</sigmaNought>
 </calibrationVector></calibrationVectorList></calibration>"""
 

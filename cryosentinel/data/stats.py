@@ -89,7 +89,7 @@ def training_statistics(store: ChipStore, rows: Sequence[int] | np.ndarray, prog
     Raises:
         InputError: no chip holds a valid pixel.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     running = RunningStatistics()
     for row in tqdm(np.asarray(rows).tolist(), desc="Statistics", unit="chip", disable=not progress):

@@ -228,7 +228,7 @@ def find_shards(
 
 def _convert_all(shards: dict[str, Path], cache_dir: Path, workers: int | None) -> dict[str, Path]:
     """Convert what is not converted yet, in threads (decoding and copying run outside Python's lock)."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     try:
         entries = {name: entry_of(cache_dir, name, path) for name, path in shards.items()}

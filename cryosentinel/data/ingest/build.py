@@ -31,6 +31,7 @@ from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.files import read_json, sha256
 
 PathLike = str | os.PathLike[str]
+CONNECT_S = 20  # to a Dask scheduler
 
 
 def plan(region: str, box: Box, lakes: Any, settings: Settings) -> list[Window]:
@@ -187,10 +188,10 @@ def _pool(
     from distributed import Client, as_completed
 
     try:
-        client = Client(scheduler, timeout=20, set_as_default=False)
+        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise HubError(f"The Dask scheduler {scheduler} cannot be reached ({error}); check its address.") from None
-    with client:
+    with client, client.as_current():
 
         def submit(function: Callable[..., Any], task: Task) -> Any:
             return client.submit(function, task, pure=False)
@@ -202,7 +203,7 @@ def _run(
     tasks: Iterator[Task], count: int, scheduler: str | None, workers: int, progress: bool
 ) -> Iterator[tuple[int, Result]]:
     """Results as they come, of tasks handed out a few at a time so that neither they nor their results pile up."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with (
         _pool(scheduler, workers) as (submit, as_completed, give_up),

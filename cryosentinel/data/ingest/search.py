@@ -157,7 +157,7 @@ def search_windows(
     Raises:
         HubError: the service fails in spite of the retries.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     squares: dict[tuple[int, int], list[Window]] = {}
     for window in windows:

@@ -218,7 +218,7 @@ def simulate(
         InputError: the folder holds other data.
         ConfigError: the configuration asks for more blocks than there are.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     root = Path(root).absolute()
     config = config or SimulationConfig()

@@ -67,12 +67,18 @@ def draw_slopes(samples: dict[str, np.ndarray]) -> Figure:
 
 
 def draw_lake_sizes(simulated_ha: np.ndarray, real_ha: np.ndarray) -> Figure:
-    """Cumulative distributions of lake areas, each lake once."""
+    """Cumulative distributions of lake areas, each lake once.
+
+    Args:
+        simulated_ha, real_ha: areas; a sample without a lake is left out.
+    """
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, areas, colour in (("mapped", real_ha, _REFERENCE), ("simulated", simulated_ha, _SIMULATED)):
         areas = np.asarray(areas)
+        if not (areas > 0).any():
+            continue
         axis.ecdf(areas[areas > 0], label=f"{name} (n = {(areas > 0).sum()})", color=colour)
     axis.set(xscale="log", xlabel="lake area (ha)", ylabel="share of lakes", xlim=(0.1, 1000))
     axis.legend()
