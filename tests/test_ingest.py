@@ -5,9 +5,12 @@ from __future__ import annotations
 import ingest_world as world
 import numpy as np
 import pandas as pd
+import pytest
 
 from cryosentinel.data.ingest import ingest
 from cryosentinel.data.store import ChipStore
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
 
 def test_chips_come_back_as_simulated(tmp_path):
