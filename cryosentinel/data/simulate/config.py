@@ -105,7 +105,7 @@ PRESETS: dict[str, SimulationConfig] = {
     "standard": SimulationConfig(
         seed=2023,
         places={"train": 144, "val": 48, "test": 96},
-        years_per_place={"train": 4, "val": 3, "test": 3},
+        years_per_place={"train": 3, "val": 2, "test": 2},
         background=0.12,
         buffer=0.06,
         places_per_shard=16,
