@@ -179,8 +179,8 @@ def _write_card(root: Path, config: SimulationConfig) -> None:
         ),
         licence="apache-2.0",
         provenance=[
-            f"Made by `cryosentinel.data.simulate` from the configuration in `{RECORD_FILE}`; the same configuration and "
-            "version give the same bytes.",
+            f"Made by `cryosentinel.data.simulate` from the configuration in `{RECORD_FILE}`; the same configuration "
+            "and version give the same bytes.",
             "What is true lies in a sibling folder of the same name with -truth; training never opens it.",
             "Labels imitate an inventory of 2016 and 2022: shifted by up to 30 m, not updated in between, about one "
             "lake chip in a hundred grossly wrong.",
