@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from cryosentinel.errors import CheckpointError, ConfigError
@@ -24,7 +24,7 @@ from cryosentinel.files import read_json, replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint, sanitize_resume, write_checkpoint
 from cryosentinel.training.callbacks import EMA, RunFiles
 from cryosentinel.training.config import RunConfig, differences, parse, wants_help
-from cryosentinel.training.logs import RunLogger, rows_until
+from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
 from cryosentinel.training.optim import (
     describe_profile,
     learning_rate_profile,
@@ -185,7 +185,7 @@ def _trainer(run: RunConfig, files: RunFiles, folder: Path) -> pl.Trainer:
     if run.validation.patience is not None:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=run.validation.patience))
     if run.trainer.progress_bar:
-        callbacks.append(TQDMProgressBar(leave=False))
+        callbacks.append(ProgressBar())
     t = run.trainer
     with _quiet():
         return pl.Trainer(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
 
 from cryosentinel.files import replacing
 
@@ -72,3 +75,24 @@ class RunLogger(CSVLogger):
         """Flush, if anything was logged."""
         if self._experiment is not None:
             self._experiment.save()
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bars as plain text on standard error.
+
+    In a notebook its own are widgets, which neither a log nor a static page can show.
+    """
+
+    def _plain(self, description: str) -> Any:
+        return tqdm(
+            desc=description, disable=self.is_disabled, leave=False, dynamic_ncols=True, smoothing=0, file=sys.stderr,
+            bar_format=self.BAR_FORMAT,
+        )  # fmt: skip
+
+    def init_train_tqdm(self) -> Any:
+        """The bar of an epoch's training."""
+        return self._plain(self.train_description)
+
+    def init_validation_tqdm(self) -> Any:
+        """The bar of an epoch's validation."""
+        return self._plain(self.validation_description)
