@@ -141,14 +141,15 @@ def test_zones_and_hemispheres():
     assert south[0].chip_id("andes", 2023).startswith("andes_19S_")
 
 
-def test_windows_hold_every_chip_once_and_what_touches_together():
-    cells = {Cell(32643, 0, 0), Cell(32643, 0, 1), Cell(32643, 3, 0), Cell(32643, 9, 9), Cell(32643, 20, 0)}
-    windows = make_windows(cells, Settings(window=16))
-    assert sorted(cell for window in windows for cell in window.cells) == sorted(cells)
-    assert len(windows) == 4
-    pair = next(window for window in windows if len(window.cells) == 2)
-    assert pair.shape == (224, 336) and pair.needed().all()
-    assert pair.slices(Cell(32643, 0, 1))[1] == slice(112, 336)
+def test_windows_hold_every_chip_once_and_little_else():
+    near, apart = {Cell(32643, 0, 0), Cell(32643, 0, 1)}, {Cell(32643, 9, 9), Cell(32643, 20, 0)}
+    close_by = {Cell(32643, 3, 0)}  # a box around it and the pair is half needed: read as one
+    windows = make_windows(near | close_by | apart, Settings(window=16))
+    assert [set(window.cells) for window in windows] == [near | close_by, {Cell(32643, 9, 9)}, {Cell(32643, 20, 0)}]
+    assert windows[0].shape == (560, 336)
+    assert windows[0].needed().mean() == pytest.approx(10 / 15)
+    assert windows[0].slices(Cell(32643, 0, 1))[1] == slice(112, 336)
+    assert len(make_windows(near | apart, Settings(window=16, limit=2))) == 1
 
 
 def test_background_chips_are_near_empty_and_always_the_same():

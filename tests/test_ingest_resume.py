@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import ingest_world as world
 import pytest
@@ -159,3 +162,36 @@ def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
     monkeypatch.setattr(build, "CONNECT_S", 0.2)
     with pytest.raises(HubError, match=r"scheduler tcp://127\.0\.0\.1:9 cannot be reached"):
         run(scheduler="tcp://127.0.0.1:9")
+
+
+KILLED_AFTER_TWO = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from pathlib import Path
+import ingest_world as world
+from cryosentinel.data.ingest import ingest, staging
+put, done = staging.Staging.put, []
+def kill(self, number, result):
+    put(self, number, result)
+    done.append(number)
+    if len(done) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+staging.Staging.put = kill
+url, folder = sys.argv[1], Path(sys.argv[2])
+where = folder / "lakes.geojson", url, folder / "out", world.box(3)
+ingest(world.REGION, world.YEAR, *where, settings=replace(world.FAST, window=1), workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_the_system_kills_goes_on(run, running, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_AFTER_TWO, running.api.url, str(tmp_path)]
+    ended = subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, timeout=120)
+    assert ended.returncode == -9
+    assert len(list((tmp_path / "out" / ".ingest").rglob("window_*.json"))) == 2
+    running.files.clear()
+    assert run().chips == 4
+    reads = [path for _, path, _ in running.files.log() if path.endswith("SCL.tif")]
+    assert reads  # the other two windows
+    world.assert_equal(world.chips_of(tmp_path / "out"))

@@ -15,6 +15,8 @@ STEP_M = CHIP_STRIDE * PIXEL_SIZE_M
 SIDE = CHIP_SIZE // CHIP_STRIDE  # strides a chip spans
 BACKGROUND_REACH = 4  # strides from a lake chip within which empty ones are drawn
 
+MAX_WASTE = 3.0  # area of a window to the area of its chips
+
 Box = tuple[float, float, float, float]
 
 
@@ -185,7 +187,8 @@ def with_background(region: str, box: Box, lakes: set[Cell], ratio: float) -> se
 def make_windows(cells: set[Cell], settings: Settings) -> list[Window]:
     """Group chips into windows: squares of ``settings.window`` strides, in which chips that touch stay together.
 
-    A square's chips that do not touch each other become windows of their own, so that what lies between is not read.
+    A square's groups of chips that do not touch each other become windows of their own where too much that is not
+    needed lies between, else they are read as one: requests cost more than bytes.
     """
     from scipy import ndimage
 
@@ -204,5 +207,24 @@ def make_windows(cells: set[Cell], settings: Settings) -> list[Window]:
         parts: list[list[Cell]] = [[] for _ in range(count)]
         for cell, place in zip(members, at, strict=True):
             parts[label[place] - 1].append(cell)
-        groups += map(tuple, parts)
+        groups += _joined([tuple(part) for part in parts])
     return [Window(number, group[0].epsg, group) for number, group in enumerate(groups)]
+
+
+def _joined(parts: list[tuple[Cell, ...]]) -> list[tuple[Cell, ...]]:
+    """Groups of chips joined, the thriftiest pair first, as long as boxes stay within :data:`MAX_WASTE`."""
+
+    def waste(cells: tuple[Cell, ...]) -> float:
+        window = Window(0, cells[0].epsg, cells)
+        height, width = window.shape
+        covered = {(cell.i + a, cell.j + b) for cell in cells for a in range(SIDE) for b in range(SIDE)}
+        return height * width / (len(covered) * CHIP_STRIDE**2)
+
+    while len(parts) > 1:
+        pairs = [(waste(parts[a] + parts[b]), a, b) for a in range(len(parts)) for b in range(a + 1, len(parts))]
+        least, a, b = min(pairs)
+        if least > MAX_WASTE:
+            break
+        both = tuple(sorted(parts[a] + parts[b]))
+        parts = [*(part for n, part in enumerate(parts) if n not in (a, b)), both]
+    return sorted(parts)

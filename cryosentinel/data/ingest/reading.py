@@ -17,7 +17,6 @@ from cryosentinel.errors import HubError
 #: A COG's directory fits in its first kilobytes, it has no side-car files, and neighbouring blocks lie together.
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no request for a folder listing or for side-car files
-    "CPL_VSIL_CURL_USE_HEAD": "NO",  # the first range answers for the size as well
     "GDAL_INGESTED_BYTES_AT_OPEN": 32_768,  # the directory in one request
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # a row of blocks in one request
     "GDAL_HTTP_MULTIPLEX": "YES",

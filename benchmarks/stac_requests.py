@@ -1,0 +1,175 @@
+"""HTTP requests and bytes that an ingest takes, beside odc-stac with the defaults of its libraries, one load a chip.
+
+Both build the same chips from the same loopback service (a STAC API server, COGs over HTTP with byte ranges), each in a
+process of its own whose caches are empty. The scenes are a simulated one repeated over a square, with bands at the
+resolutions of Sentinel-2; the peer is told which scenes to load, so that only reading is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IDS: tuple[str, ...] = ("stac_requests", "stac_bytes")
+
+EPSG, LEFT, TOP, SEED, YEAR = 32643, 1120.0 * 600, 1120.0 * 4280, 7, 2023
+BLOCK = 512  # pixels a side of a COG's blocks, as most services write them
+COARSE = {"B01": 6, "B05": 2, "B06": 2, "B07": 2, "B8A": 2, "B09": 6, "B11": 2, "B12": 2}
+
+
+def _scenes(files: Any, strides: int) -> list[dict[str, Any]]:
+    """One clear Sentinel-2 scene, one Sentinel-1 pass and an elevation tile of ``strides`` x 112 pixels a side."""
+    from cryosentinel.data.ingest import loopback
+    from cryosentinel.data.simulate.field import render_scene
+    from cryosentinel.sensors import S2_BANDS
+
+    loopback.BLOCK = BLOCK
+    tile = render_scene(EPSG, LEFT, TOP, 336, 336, YEAR, SEED)
+    side = strides * 112
+
+    def over(a: np.ndarray) -> np.ndarray:
+        return np.tile(a, (-(-side // 336),) * 2)[:side, :side]
+
+    bands = {
+        name: over(band)[:: COARSE.get(name, 1), :: COARSE.get(name, 1)]
+        for name, band in zip(S2_BANDS, tile["s2"], strict=True)
+    }
+    bands["SCL"] = np.full((side // 2, side // 2), 5, np.uint8)
+    where: dict[str, Any] = {"epsg": EPSG, "left": LEFT, "top": TOP}
+    power = [over((10 ** (band / 10)).astype(np.float32)) for band in tile["s1"]]
+    stated = {"platform": "sentinel-2b", "eo:cloud_cover": 1.0, "s2:processing_baseline": "05.09"}
+    raised = {name: band if name == "SCL" else band + np.uint16(1000) for name, band in bands.items()}
+    height = over(tile["dem"][0]).astype(np.float32)
+    return [
+        loopback.make_item(
+            files, "sentinel-2-l2a", "S2", f"{YEAR}-08-25T05:36:41Z", raised, properties=stated, nodata=0, **where
+        ),
+        loopback.make_item(
+            files, "sentinel-1-rtc", "S1", f"{YEAR}-08-27T00:58:00Z", {"vv": power[0], "vh": power[1]}, **where
+        ),
+        loopback.make_item(files, "cop-dem-glo-30", "DEM", "2021-04-22T00:00:00Z", {"data": height}, **where),
+    ]
+
+
+def _lakes(path: Path, strides: int) -> None:
+    """Lakes of 300 m, one in every square of eight strides and each a little elsewhere in it."""
+    import geopandas
+    import shapely
+
+    draw = np.random.default_rng(0)
+    squares = [(i, j) for i in range(0, strides - 3, 8) for j in range(0, strides - 3, 8)]
+    corners = [draw.uniform(1.5, 3.0, 2) + place for place in squares]
+    shapes = [shapely.box(x, y - 300, x + 300, y) for x, y in ((LEFT + b * 1120, TOP - a * 1120) for a, b in corners)]
+    geopandas.GeoDataFrame(geometry=shapes, crs=EPSG).to_crs(4326).to_file(path, driver="GPKG")
+
+
+def ours(stac: str, folder: str) -> None:
+    """Ingest."""
+    from cryosentinel.data.ingest import ingest
+
+    box = json.loads((Path(folder) / "box.json").read_text(encoding="utf-8"))
+    ingest("square", YEAR, Path(folder) / "lakes.gpkg", stac, Path(folder) / "out", box, progress=False)
+
+
+def peer(stac: str, folder: str) -> None:
+    """The chips of that ingest by odc-stac as it comes, a load of each collection for each chip."""
+    import odc.stac
+    import pandas as pd
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+    from pystac_client import Client
+
+    from cryosentinel.sensors import S2_BANDS
+
+    client = Client.open(stac)
+    bands = {"sentinel-2-l2a": [*S2_BANDS, "SCL"], "sentinel-1-rtc": ["vv", "vh"], "cop-dem-glo-30": ["data"]}
+    items = {name: list(client.search(collections=[name]).items()) for name in bands}
+    index = pd.read_parquet(Path(folder) / "out" / "square" / str(YEAR) / "index.parquet")
+    for name in index.loc[index["status"] == "kept", "chip_id"]:
+        col, row = (int(v) for v in name.split("_")[-3:-1])
+        grid = GeoBox((224, 224), Affine(10, 0, col * 10, 0, -10, row * 10), f"EPSG:{EPSG}")
+        for collection, wanted in bands.items():
+            data = odc.stac.load(items[collection], bands=wanted, geobox=grid, resampling="bilinear")
+            assert all(np.isfinite(data[band].values).all() for band in wanted)
+
+
+def measure(strides: int) -> dict[str, dict[str, float]]:
+    """Requests, bytes and seconds of both, and the number of chips."""
+    from pyproj import Transformer
+
+    from cryosentinel.data.ingest import loopback
+
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name, loopback.serve_files(Path(name)) as files:
+        folder = Path(name)
+        transformer = Transformer.from_crs(EPSG, 4326, always_xy=True)
+        west, south = transformer.transform(LEFT + 1100, TOP - (strides - 1) * 1120 + 20)
+        east, north = transformer.transform(LEFT + (strides - 1) * 1120 - 20, TOP - 1100)
+        (folder / "box.json").write_text(json.dumps([west, south, east, north]), encoding="utf-8")
+        _lakes(folder / "lakes.gpkg", strides)
+        with loopback.serve_stac(files, _scenes(files, strides)) as service:
+            for task in ("ours", "peer"):
+                service.files.clear()
+                service.api.clear()
+                begun = time.perf_counter()
+                command = [
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    "-m",
+                    "benchmarks.stac_requests",
+                    task,
+                    service.api.url,
+                    name,
+                ]
+                subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+                seconds = time.perf_counter() - begun
+                counts = [service.files.count(), service.api.count()]
+                results[task] = {
+                    "requests": sum(c[0] for c in counts),
+                    "bytes": sum(c[1] for c in counts),
+                    "seconds": seconds,
+                }
+        record = json.loads((folder / "out" / "square" / str(YEAR) / "ingest.json").read_text(encoding="utf-8"))
+        results["ours"]["chips"] = record["chips"]
+    return results
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Both counts; they are the same in every run."""
+    results = measure(strides=10 if quick else 36)
+    mine, other, chips = results["ours"], results["peer"], int(results["ours"]["chips"])
+    common = {"peer_name": "odc-stac and GDAL defaults, one load a chip"}
+    return [
+        {
+            "id": "stac_requests",
+            "what": f"HTTP requests of an ingest of {chips} chips",
+            "ours": mine["requests"],
+            "peer": other["requests"],
+            "unit": "requests",
+            "ratio": other["requests"] / mine["requests"],
+            "goal": "a third of the requests",
+            **common,
+        },
+        {
+            "id": "stac_bytes",
+            "what": f"bytes that an ingest of {chips} chips receives",
+            "ours": mine["bytes"] / 1e6,
+            "peer": other["bytes"] / 1e6,
+            "unit": "MB",
+            "ratio": other["bytes"] / mine["bytes"],
+            "goal": None,
+            **common,
+        },
+    ]
+
+
+if __name__ == "__main__":
+    {"ours": ours, "peer": peer}[sys.argv[1]](*sys.argv[2:])
