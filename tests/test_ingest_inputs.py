@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 
-from cryosentinel.data.ingest import Settings, ingest
+from cryosentinel.data.ingest import Settings, ingest, parse_box
 from cryosentinel.data.ingest.grid import Cell, all_cells, centres, make_windows, region_box, with_background, zones
 from cryosentinel.data.ingest.labels import burn, label_of, lake_cells, nearest_year, outlines_of, read_inventory
 from cryosentinel.errors import ConfigError, HubError, InputError
@@ -38,6 +38,13 @@ def written(path, geometries, crs=4326, **columns):
 def test_boxes_that_are_none(bbox, sentence):
     with pytest.raises(ConfigError, match=sentence):
         region_box("somewhere", bbox)
+
+
+def test_boxes_as_text():
+    assert parse_box("76.5,42.7,78.2,43.55") == (76.5, 42.7, 78.2, 43.55)
+    for text in ("76.5,42.7,78.2", "west,42,78,43", ""):
+        with pytest.raises(ConfigError, match="four numbers"):
+            parse_box(text)
 
 
 def test_regions_that_are_none():

@@ -136,6 +136,7 @@ def ingest(
                     "stac": stac,
                     "collections": names,
                     "inventory": [file.name for file in files],
+                    "inventory_year": int(lakes["year"].iloc[0]) if len(lakes) else 0,
                     "settings": asdict(settings),
                 }
             )
@@ -209,7 +210,7 @@ def _run(
         _pool(scheduler, workers) as (submit, as_completed, give_up),
         tqdm(total=count, desc="Ingest", unit="window", disable=not progress) as bar,
     ):
-        ahead = 2 * workers if scheduler is None else max(2 * workers, 64)
+        ahead = workers + 1 if scheduler is None else max(2 * workers, 64)
         running: dict[Any, int] = {}
         try:
             while True:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryosentinel.data.ingest.reading import BrokenAssetError, asset_key, read_item
-from cryosentinel.data.ingest.search import Item, when
+from cryosentinel.data.ingest.search import Item, cloud_cover, when
 from cryosentinel.data.ingest.settings import S2_ASSETS, SCL_ASSETS, Settings
 from cryosentinel.sensors import BASELINE_OFFSET, REFLECTANCE_SCALE, S2_BANDS
 
@@ -209,7 +209,7 @@ def _candidates(items: Sequence[Item], settings: Settings, epsg: int) -> list[It
     """The scenes of the least cloudy acquisitions, those on the window's own grid first."""
     cloud: dict[tuple[str, str], list[float]] = {}
     for item in items:
-        cloud.setdefault(_acquisition(item), []).append(float(item["properties"].get("eo:cloud_cover", 0)))
+        cloud.setdefault(_acquisition(item), []).append(cloud_cover(item))
     best = sorted(cloud, key=lambda group: (sum(cloud[group]) / len(cloud[group]), group))[: settings.max_scenes]
     chosen = [item for item in items if _acquisition(item) in best]
     return sorted(chosen, key=lambda item: (best.index(_acquisition(item)), not _same_grid(item, epsg), item["id"]))

@@ -87,6 +87,19 @@ class Window:
         return Transformer.from_crs(self.epsg, 4326, always_xy=True).transform_bounds(*self.bounds)
 
 
+def parse_box(text: str) -> Box:
+    """A box from "west,south,east,north" in degrees, as a command line takes it.
+
+    Raises:
+        ConfigError: the text is not four numbers.
+    """
+    try:
+        west, south, east, north = (float(part) for part in text.strip("[]() ").split(","))
+    except ValueError:
+        raise ConfigError(f"The box {text!r} must be four numbers: west,south,east,north in degrees.") from None
+    return west, south, east, north
+
+
 def region_box(region: str, bbox: Box | None) -> Box:
     """The box to ingest: the one given, or the region's own.
 

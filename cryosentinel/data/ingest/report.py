@@ -116,7 +116,8 @@ def write_dataset_card(root: Path, records: Sequence[dict[str, Any]], skipped: i
             f"{s['fallback'][1]}), scenes with at most {s['max_cloud']:g} % cloud; Sentinel-1 "
             f"(`{r['collections']['s1']}`) of the pass nearest in time, at most {s['radar_days']} days off"
             f"{', Lee filter' if s['speckle'] else ', no speckle filter'}; elevation `{r['collections']['dem']}`; from "
-            f"{r['stac']}; outlines of {', '.join(r['inventory'])}."
+            f"{r['stac']}; outlines of {', '.join(r['inventory'])}"
+            f"{', those of ' + str(r['inventory_year']) if r['inventory_year'] else ''}."
         )
     write_card(
         root,

@@ -44,6 +44,11 @@ def when(item: Item) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def cloud_cover(item: Item) -> float:
+    """Percent of a scene, 0 where the item states none."""
+    return float(item["properties"].get("eo:cloud_cover") or 0)
+
+
 def open_service(url: str, settings: Settings) -> Any:
     """Connect to a STAC API.
 
@@ -183,8 +188,7 @@ def _search_square(client: Any, names: dict[str, str], box: Box, year: int, sett
     s2 = [
         item
         for item in _search(client, names["s2"], box, (min(season + fallback), max(season + fallback)), cloudy)
-        if any(a <= when(item).date() <= b for a, b in (season, fallback))
-        and item["properties"].get("eo:cloud_cover", 0) <= cloudy
+        if any(a <= when(item).date() <= b for a, b in (season, fallback)) and cloud_cover(item) <= cloudy
     ]
     s1: list[Item] = []
     if s2:
