@@ -11,7 +11,7 @@ from pathlib import Path
 import ingest_world as world
 import pytest
 
-from cryosentinel.data.ingest import build, ingest, staging, window
+from cryosentinel.data.ingest import build, ingest, reading, staging, window
 from cryosentinel.errors import HubError, InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
@@ -37,12 +37,14 @@ def run(running, tmp_path):
     return start
 
 
-def test_a_server_that_fails_now_and_then_is_waited_for(run, running, tmp_path):
-    running.files.fail("/", 503, every=5)
+@pytest.mark.parametrize("status", [503, 0])
+def test_a_server_that_fails_or_hangs_up_now_and_then_is_waited_for(run, running, tmp_path, status, monkeypatch):
+    monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.05)
+    running.files.fail("/", status, every=5)
     running.api.fail("/search", 502, every=2)
     result = run(replace(SMALL, retries=3))
     assert result.chips == 4 and not result.broken
-    assert any(size == 0 for _, _, size in running.files.log())  # it did fail
+    assert len(running.files.log()) > 4 * 15  # it did fail
     world.assert_equal(world.chips_of(tmp_path / "out"))
 
 

@@ -64,7 +64,10 @@ class Server:
         self._control("clear", [])
 
     def fail(self, match: str, status: int = 503, every: int = 1, times: int = 1_000_000) -> None:
-        """Answer requests whose path holds ``match`` with a status: each ``every``-th of them, ``times`` at most."""
+        """Answer each ``every``-th request whose path holds ``match`` with a status, ``times`` at most.
+
+        Status 0 hangs up after half of a file's bytes.
+        """
         self._control("faults", [{"match": match, "status": status, "every": every, "times": times}])
 
     def heal(self) -> None:

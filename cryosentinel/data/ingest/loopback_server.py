@@ -3,8 +3,8 @@
 Run as a program of its own, ``python loopback_server.py FOLDER [PORT TO RELAY TO]``: GDAL may hold the interpreter's
 lock while it waits for an answer, so the answer must come from another process. Only the standard library is imported.
 It prints its port. ``GET /.control/log`` gives and ``POST /.control/clear`` empties the list of requests, ``POST
-/.control/faults`` sets failures: a list of {"match": part of the path, "status": code, "every": each n-th request that
-matches, "times": how often at most}.
+/.control/faults`` sets failures: a list of {"match": part of the path, "status": code (0: hang up half-way), "every":
+each n-th request that matches, "times": how often at most}.
 """
 
 from __future__ import annotations
@@ -65,22 +65,24 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) if size < 0 else size))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self.cut else body)
         self.wfile.flush()
         if not self.path.startswith(CONTROL):
             with self.server.lock:
                 self.server.requests.append((self.command, self.path, len(body) if self.command != "HEAD" else 0))
 
     def _serve(self) -> None:
+        self.cut = False
         length = int(self.headers.get("Content-Length") or 0)
         posted = self.rfile.read(length)
         if self.path.startswith(CONTROL):
             self._control(posted)
-        elif (status := self.server.fault(self.path)) is not None:
+        elif (status := self.server.fault(self.path)) is not None and status > 0:
             self._answer(status)
         elif self.server.forward:
             self._pass_on(posted)
         else:
+            self.cut = self.close_connection = status == 0
             self._file()
 
     do_GET = do_HEAD = do_POST = _serve

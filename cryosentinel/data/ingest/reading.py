@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -108,22 +109,27 @@ def read_item(
     loaded = pystac.Item.from_dict(item)
     config = {"*": {"assets": {"*": {"data_type": dtype, "nodata": nodata}}}}
 
-    def load() -> dict[str, np.ndarray]:
+    def load(key: str) -> np.ndarray:
         data = odc.stac.load(
             [loaded],
-            bands=list(keys.values()),
+            bands=[key],
             geobox=geobox,
             dtype=dtype,
             resampling=resampling,
             stac_cfg=config,
             patch_url=sign,
-            pool=THREADS,
             fail_on_error=True,
         )
-        return {name: data[key].values[0] for name, key in keys.items()}
+        return data[key].values[0]
 
-    addresses = [item["assets"][key]["href"] for key in keys.values()]
-    return patiently(load, item["id"], [sign(a) if sign else a for a in addresses], retries)
+    def one(key: str) -> np.ndarray:
+        # Asset by asset, so that one that fails is repeated without the others.
+        address = item["assets"][key]["href"]
+        with gdal(retries):  # options hold for a thread
+            return patiently(lambda: load(key), item["id"], [sign(address) if sign else address], retries)
+
+    with ThreadPoolExecutor(min(THREADS, len(keys))) as threads:
+        return dict(zip(keys, threads.map(one, keys.values()), strict=True))
 
 
 def patiently(read: Callable[[], Any], what: str, addresses: Sequence[str], retries: int) -> Any:
