@@ -62,7 +62,7 @@ def soup(run: Path, out: Path | None = None) -> None:
         run: run folder; its checkpoints/step*-iou*.ckpt go in.
         out: checkpoint to write; RUN/checkpoints/soup.ckpt by default.
     """
-    from cryosentinel.stages import make_soup
+    from cryosentinel.runs import make_soup
 
     print(make_soup(run, out))
 
@@ -165,7 +165,7 @@ def predict(
     """
     from cryosentinel.mapping.scene import predict_scene
     from cryosentinel.models.checkpoint import resolve_checkpoint
-    from cryosentinel.stages import open_segmenter, outputs
+    from cryosentinel.runs import open_segmenter, outputs
 
     segmenter = open_segmenter(resolve_checkpoint(ckpt, outputs() / "runs"), model, statistics, device)
     for scene in scenes:
@@ -257,7 +257,7 @@ def convert(src: str, dst: Path) -> None:
     """
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.models.convert import convert as run
-    from cryosentinel.stages import outputs
+    from cryosentinel.runs import outputs
 
     path = Path(src) if Path(src).is_file() else resolve_checkpoint(src, outputs() / "runs")
     print(run(path, dst))

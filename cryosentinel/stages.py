@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, sha256, write_json
+from cryosentinel.runs import SOUP, make_soup, open_segmenter, outputs, project_root, shown, snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,84 +28,8 @@ if TYPE_CHECKING:
     from cryosentinel.data.simulate.truth import TruthStore
     from cryosentinel.evaluation.audit import Audit
     from cryosentinel.evaluation.evaluate import Evaluation
-    from cryosentinel.models.segmenter import Segmenter
 
 PRESET_NAMES = ("tiny", "quick", "standard")
-SOUP = "soup.ckpt"
-
-
-def project_root() -> Path:
-    """The repository's root: the working folder where that is one, else where the package's source lies."""
-    here = Path.cwd()
-    root = here if (here / "notebooks").is_dir() else Path(__file__).resolve().parents[1]
-    if not (root / "notebooks").is_dir():
-        raise InputError(f"The folder {here} holds no notebooks; run from the root of a clone of the repository.")
-    return root
-
-
-def outputs() -> Path:
-    """The folder of everything generated: ``$CRYOSENTINEL_OUTPUTS``, else ``outputs`` in the repository's root."""
-    given = os.environ.get("CRYOSENTINEL_OUTPUTS")
-    return Path(given).resolve() if given else project_root() / "outputs"
-
-
-def _shown(path: Path) -> str:
-    """A path as pages show it: from the repository's root where it lies inside, else its name alone."""
-    root = project_root()
-    return path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else path.name
-
-
-def snapshots(run: str | os.PathLike[str]) -> list[Path]:
-    """The snapshots of a run folder, in order of their steps.
-
-    Raises:
-        InputError: there are none.
-    """
-    found = sorted((Path(run) / "checkpoints").glob("step*-iou*.ckpt"))
-    if not found:
-        raise InputError(f"{run} holds no snapshots (checkpoints/step*-iou*.ckpt); train first: cryosentinel fit.")
-    return found
-
-
-def make_soup(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """The uniform soup of a run's snapshots.
-
-    Args:
-        run: run folder.
-        out: checkpoint to write; ``<run>/checkpoints/soup.ckpt`` by default.
-    """
-    from cryosentinel.models.soup import uniform_soup
-
-    out = Path(out) if out is not None else Path(run) / "checkpoints" / SOUP
-    uniform_soup(snapshots(run), out)
-    return out
-
-
-def open_segmenter(
-    ckpt: str | os.PathLike[str],
-    model: str | os.PathLike[str] | None = None,
-    statistics: str | os.PathLike[str] | None = None,
-    device: str = "cpu",
-) -> Segmenter:
-    """The segmenter of a checkpoint, in evaluation mode.
-
-    Args:
-        ckpt: the file.
-        model: configuration of a run (``configs/<name>.yaml``), for a checkpoint that does not say what model it holds,
-            as the published ones.
-        statistics: ``dataset_stats_v3.json``, for a checkpoint that holds none.
-        device: where the model goes.
-    """
-    from cryosentinel.models.checkpoint import load_segmenter
-    from cryosentinel.sensors import Statistics
-
-    config = None
-    if model is not None:
-        from cryosentinel.training.config import parse
-        from cryosentinel.training.fit import build
-
-        config = build(*parse(str(model)))[0].model
-    return load_segmenter(ckpt, config, Statistics.read(statistics) if statistics is not None else None, device)
 
 
 class Study:
@@ -116,7 +41,7 @@ class Study:
             string for a new folder under ``outputs/runs``, as notebooks use that are run by hand.
         data: folder of shards in the published format to use instead of the simulated ones.
         notebook: who asks; names the new folder.
-        model, statistics: see :func:`open_segmenter`; for checkpoints that do not describe themselves.
+        model, statistics: see :func:`cryosentinel.runs.open_segmenter`; for checkpoints that do not describe themselves.
 
     Raises:
         ConfigError: an unknown preset.
@@ -150,8 +75,8 @@ class Study:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def __str__(self) -> str:
-        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {_shown(self.root)}"
-        return f"Study on {chips}; its files go to {_shown(self.out)}"
+        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {shown(self.root)}"
+        return f"Study on {chips}; its files go to {shown(self.out)}"
 
     # --- bookkeeping -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
 from cryosentinel.files import replacing, sha256
-from cryosentinel.stages import Study, project_root
+from cryosentinel.runs import project_root
+from cryosentinel.stages import Study
 
 NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations")
 
