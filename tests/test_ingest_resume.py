@@ -42,7 +42,7 @@ def test_a_server_that_fails_or_hangs_up_now_and_then_is_waited_for(run, running
     monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.05)
     running.files.fail("/", status, every=5)
     running.api.fail("/search", 502, every=2)
-    result = run(replace(SMALL, retries=3))
+    result = run(replace(SMALL, retries=5))
     assert result.chips == 4 and not result.broken
     assert len(running.files.log()) > 4 * 15  # it did fail
     world.assert_equal(world.chips_of(tmp_path / "out"))

@@ -168,10 +168,17 @@ def patiently(read: Callable[[], Any], what: str, addresses: Sequence[str], retr
 
 @contextlib.contextmanager
 def forgetting(addresses: Sequence[str]) -> Iterator[None]:
-    """Read anew what GDAL remembers as missing or broken."""
+    """Read anew what GDAL remembers of files, such as that one is missing or half of it.
+
+    GDAL drops what it holds of such a file when it is closed, so each is opened and closed first.
+    """
     import rasterio
 
-    with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=":".join(f"/vsicurl/{a}" for a in addresses if a.startswith("http"))):
+    # A list divided by colons, of beginnings of names: an address holds colons itself and cannot stand in it.
+    with rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsicurl/http"):
+        for address in addresses:
+            with contextlib.suppress(Exception), rasterio.open(address, sharing=False):
+                pass
         yield
 
 
