@@ -41,7 +41,7 @@ class Study:
             string for a new folder under ``outputs/runs``, as notebooks use that are run by hand.
         data: folder of shards in the published format to use instead of the simulated ones.
         notebook: who asks; names the new folder.
-        model, statistics: for checkpoints that do not describe themselves, see :func:`cryosentinel.runs.open_segmenter`.
+        model, statistics: for checkpoints that do not describe themselves (:func:`cryosentinel.runs.open_segmenter`).
 
     Raises:
         ConfigError: an unknown preset.
