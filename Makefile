@@ -39,8 +39,9 @@ book: $(VENV)/.installed  ## build the book from the last study (runs the quick 
 picture: $(VENV)/.installed  ## put the study's overview figure where the README shows it
 	$(RUN)/python scripts/picture.py
 
+# Two processes of one thread each: threads that wait for each other on two cores are slower than one.
 test: $(VENV)/.installed-dev  ## run the tests, notebooks and book included
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks beside their peers (ONLY=id for one)
 	$(RUN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
