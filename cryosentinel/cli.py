@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "map water over 15-band GeoTIFF scenes of any size",
     "stack": "build a 15-band GeoTIFF from aligned Sentinel-2, Sentinel-1 and elevation rasters",
     "split": "assign chips to split blocks and certify that no split sees another's pixels",
+    "ingest": "build chips of any region and year from a STAC service and a lake inventory",
     "download": "fetch published chips from the hub, by region and year",
     "convert": "turn a checkpoint with a foreign pickle into safetensors, without running what it holds",
 }
@@ -85,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if name == "predict":
             rest = _as_list(rest)
-        auto_cli(getattr(commands, name), args=rest, prog=f"cryosentinel {name}", as_positional=True)
+        # Five required values are easier to read with their names.
+        positional = name != "ingest"
+        auto_cli(getattr(commands, name), args=rest, prog=f"cryosentinel {name}", as_positional=positional)
     except CryoSentinelError as error:
         print(f"cryosentinel: error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,10 @@ Every import waits until its command runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cryosentinel.data.ingest import Settings
 
 Preset = Literal["tiny", "quick", "standard"]
 
@@ -246,6 +249,40 @@ def download(
     from cryosentinel.hub import download_dataset
 
     print(download_dataset(repo, revision=revision, regions=regions, years=years, local_dir=out))
+
+
+def ingest(
+    region: str,
+    year: int,
+    inventory: Path | list[Path],
+    stac: str,
+    out: Path,
+    bbox: str | None = None,
+    scheduler: str | None = None,
+    workers: int = 2,
+    allow_failed: bool = False,
+    settings: Settings | None = None,
+) -> None:
+    """Build chips in the published format from a STAC service and a lake inventory; a killed run goes on.
+
+    Args:
+        region: one of the twelve regions (ile_alatau, ...), or a name of your own with --bbox.
+        year: of the images.
+        inventory: lake polygons in any format that geopandas reads; of several, the nearest year labels the chips.
+        stac: address of the STAC API.
+        out: folder of the dataset; chips go to OUT/REGION/YEAR.
+        bbox: west,south,east,north in degrees, within the region or in its place.
+        scheduler: address of a Dask cluster; threads of this machine by default.
+        workers: threads where there is no cluster.
+        allow_failed: write the dataset although some windows could not be read.
+        settings: collections, seasons, cloud and radar limits.
+    """
+    from cryosentinel.data.ingest import ingest as run
+    from cryosentinel.data.ingest import parse_box
+
+    files = inventory if isinstance(inventory, list) else [inventory]
+    box = parse_box(bbox) if bbox else None
+    print(run(region, year, files, stac, out, box, scheduler, workers, settings, allow_failed).summary())
 
 
 def convert(src: str, dst: Path) -> None:

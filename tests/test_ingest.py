@@ -32,3 +32,19 @@ def test_chips_come_back_as_simulated(tmp_path):
     np.testing.assert_allclose(store.index["lat"], index["lat"])
     assert (tmp_path / "out" / "README.md").read_text().startswith("---")
     assert not (tmp_path / "out" / ".ingest").exists()
+
+
+def test_the_command_takes_what_its_documentation_shows(tmp_path, capsys):
+    from cryosentinel.cli import main
+
+    with world.service(tmp_path) as running:
+        lakes = world.inventory(tmp_path / "lakes.geojson")
+        words = ["ingest", "--region", world.REGION, "--year", str(world.YEAR), "--inventory", str(lakes)]
+        words += ["--stac", running.api.url, "--out", str(tmp_path / "out")]
+        words += ["--bbox", ",".join(map(str, world.box())), "--settings.limit", "2", "--settings.background", "null"]
+        assert main(words) == 0
+    assert "2 of 2 planned chips" in capsys.readouterr().out
+    assert len(world.chips_of(tmp_path / "out")) == 2
+    words[words.index("--year") + 1] = "1999"
+    assert main(words) == 2
+    assert "1999" in capsys.readouterr().err
