@@ -38,6 +38,7 @@ def study(
 def simulate(
     root: Path,
     preset: Preset = "quick",
+    chips: int | None = None,
     seed: int | None = None,
     workers: int = 2,
 ) -> None:
@@ -46,6 +47,7 @@ def simulate(
     Args:
         root: folder of the shards; the truth goes to ROOT-truth.
         preset: number of places, windows and years.
+        chips: about so many chips instead of the preset's number.
         seed: another draw of the same kind; the preset's own by default.
         workers: processes; the chips do not depend on it.
     """
@@ -54,7 +56,8 @@ def simulate(
     from cryosentinel.data.simulate import PRESETS
     from cryosentinel.data.simulate import simulate as run
 
-    config = PRESETS[preset] if seed is None else replace(PRESETS[preset], seed=seed)
+    config = PRESETS[preset] if chips is None else PRESETS[preset].scaled(chips)
+    config = config if seed is None else replace(config, seed=seed)
     print(run(root, config, workers=workers))
 
 

@@ -213,3 +213,12 @@ def test_gross_label_errors_are_as_rare_as_stated_and_as_gross(square_lake):
         assert len(shares[name]) / n == pytest.approx(share, rel=0.6)
     assert set(shares[""]) == {1.0} and set(shares["missing"]) == {0}
     assert max(shares["undersized"]) < 0.45 and min(shares["oversized"]) > 1.5
+
+
+def test_any_number_of_chips():
+    for chips in (100, 1000):
+        config = PRESETS["quick"].scaled(chips)
+        made = sum(len(place.years) for place in draw_places(config)) * config.windows
+        assert made == pytest.approx(chips, rel=0.2)
+    with pytest.raises(ConfigError, match="at least one"):
+        PRESETS["quick"].scaled(0)

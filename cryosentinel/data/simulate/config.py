@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cryosentinel.errors import ConfigError
@@ -77,6 +77,23 @@ class SimulationConfig:
             )
         if self.places_per_shard < 1:
             raise ConfigError(f"places_per_shard is {self.places_per_shard}; give 1 or more.")
+
+    @property
+    def expected_chips(self) -> float:
+        """About how many chips this makes: lake places, the background and buffer places beside them, their years."""
+        seen = sum(self.places[split] * self.years_per_place[split] for split in SPLITS)
+        return seen * self.windows / (1 - self.background) / (1 - self.buffer)
+
+    def scaled(self, chips: int) -> SimulationConfig:
+        """The same kind of dataset with about so many chips, by the number of its places.
+
+        Raises:
+            ConfigError: fewer than one chip is asked for.
+        """
+        if chips < 1:
+            raise ConfigError(f"{chips} chips cannot be simulated; ask for at least one.")
+        factor = chips / self.expected_chips
+        return replace(self, places={split: max(1, round(n * factor)) for split, n in self.places.items()})
 
     def as_dict(self) -> dict:
         """Plain JSON types."""
