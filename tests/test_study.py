@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -161,8 +162,6 @@ def test_a_checkpoint_is_a_path_a_bare_name_or_on_the_hub(
 
 def test_the_truth_never_reaches_training(tiny_study: TinyStudy, tmp_path: Path) -> None:
     """Chips without their truth beside them train to the same soup, bit for bit."""
-    import shutil
-
     import torch
 
     from cryosentinel.models.checkpoint import load_checkpoint
@@ -197,3 +196,42 @@ def test_figures_of_two_presets_never_stand_in_one_file(tmp_path: Path) -> None:
     other = Study("quick", out=tmp_path)
     other.begin()
     assert other.metrics() == {} and not (tmp_path / "timings.json").exists()
+
+
+def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("_build", "chapters", "__pycache__")
+    for folder in ("book", "scripts", "benchmarks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(tiny_study.chapters, tmp_path / "book" / "chapters")
+    built = subprocess.run(
+        [str(Path(sys.executable).with_name("jupyter-book")), "build", "-W", "-n", "--keep-going", "book/"],
+        cwd=tmp_path, env={**tiny_study.environment, "CRYOSENTINEL_STUDY": str(tiny_study.outputs / "study")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    pages = tmp_path / "book" / "_build" / "html"
+    page = (pages / "chapters" / "03_evaluate.html").read_text()
+    assert page.count("<img") >= 5 and 'title="Map of lakes"' in page
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("the book is built; no Chromium here to open a page with")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        tab = browser.new_page()
+        failed: list[str] = []
+        tab.on("requestfailed", lambda request: failed.append(request.url))
+        tab.on("pageerror", lambda error: failed.append(str(error)))
+        tab.goto((pages / "chapters" / "03_evaluate.html").as_uri())
+        widths = tab.evaluate("[...document.querySelectorAll('div.cell_output img')].map(i => i.naturalWidth)")
+        tab.locator("iframe[title='Map of lakes']").scroll_into_view_if_needed()
+        overlays = tab.frame_locator("iframe[title='Map of lakes']").locator("img.leaflet-image-layer")
+        overlays.first.wait_for(timeout=20_000)
+        browser.close()
+    assert len(widths) >= 5 and all(widths)
+    assert failed == []
