@@ -165,13 +165,24 @@ class Study:
         """The chips as the run's configuration splits them, set up."""
         return self._configuration[1]
 
-    def learning_rates(self) -> pd.DataFrame:
-        """The learning rate of each part of the network as a share of the decoder's, by the run's configuration."""
-        from cryosentinel.models.segmenter import build_segmenter
+    def learning_rates(self, config: str | None = None) -> pd.DataFrame:
+        """The learning rate of each part of the network as a share of the decoder's.
+
+        Args:
+            config: name of another configuration in ``configs/``; the run's own by default. No weights are made.
+        """
+        import torch
+
+        from cryosentinel.models.segmenter import build_segmenter, without_weights
+        from cryosentinel.sensors import PUBLISHED_STATISTICS
+        from cryosentinel.training.config import parse
+        from cryosentinel.training.fit import build
         from cryosentinel.training.optim import learning_rate_profile
 
-        run, module = self._configuration
-        return learning_rate_profile(build_segmenter(run.model, module.statistics), run.optim)
+        path = self.config_path if config is None else self.config_path.with_name(f"{config}.yaml")
+        run = build(*parse(path))[0]
+        with torch.device("meta"):
+            return learning_rate_profile(build_segmenter(without_weights(run.model), PUBLISHED_STATISTICS), run.optim)
 
     @cached_property
     def truth(self) -> TruthStore | None:

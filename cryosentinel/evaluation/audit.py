@@ -1,4 +1,4 @@
-"""Which is wrong where label, water index and prediction disagree? An audit in both directions, by a rule fixed before.
+"""Which is wrong where label, water index and prediction disagree? An audit in both directions, by one stated rule.
 
 Three witnesses look at each valid pixel: the label L, the prediction P (probability at or above 0.5) and the water
 index M (MNDWI at or above 0.3, the published code's threshold). Where exactly two of them agree against the third:
@@ -151,7 +151,7 @@ def audit(
         maps: stored predictions of the split.
         store: its chips.
         table: its score table against the label; rows in the order of the maps.
-        rule: thresholds; the defaults are the ones fixed beforehand.
+        rule: thresholds.
         progress: show a bar.
     """
     import pandas as pd
