@@ -54,7 +54,6 @@ REGIONS: dict[str, tuple[float, float, float, float]] = {
     "zhetysu_alatau": (78.0, 43.8, 81.5, 45.5),
     "hma_other": (67.46, 26.97, 103.87, 45.40),
 }
-ALMATY_CORRIDOR = ("ile_alatau", "tien_shan_full", "zhetysu_alatau")
 
 
 def inventory_year(snapshot_year: int) -> int:

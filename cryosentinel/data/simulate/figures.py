@@ -10,7 +10,8 @@ import pandas as pd
 
 from cryosentinel.data.chips import Chip, clean
 from cryosentinel.data.simulate.truth import Truth
-from cryosentinel.sensors import PIXEL_SIZE_M, S2_BANDS
+from cryosentinel.data.views import hillshade
+from cryosentinel.sensors import S2_BANDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +108,6 @@ def draw_chips(chips: Sequence[tuple[Chip, Truth]]) -> Figure:
         chips: a few, of one size.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.colors import LightSource
 
     titles = ("true colour", "B11, B08, B03", "Sentinel-1 VV", "elevation", "label (red), truth (cyan)")
     figure, axes = plt.subplots(
@@ -124,8 +124,7 @@ def draw_chips(chips: Sequence[tuple[Chip, Truth]]) -> Figure:
         row[0].imshow(colour)
         row[1].imshow(picture("B11", "B08", "B03"))
         row[2].imshow(s1[0], cmap="gray", vmin=-25, vmax=0)
-        shade = LightSource(315, 45).hillshade(dem[0].astype(float), dx=PIXEL_SIZE_M, dy=PIXEL_SIZE_M)
-        row[3].imshow(shade, cmap="gray")
+        row[3].imshow(hillshade(dem[0]), cmap="gray")
         row[4].imshow(colour)
         for mask, line in ((chip.mask, "red"), (truth.lake, "cyan")):
             if mask.any() and not mask.all():
