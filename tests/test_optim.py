@@ -13,9 +13,11 @@ from cryosentinel.errors import ConfigError
 from cryosentinel.training.optim import (
     OptimConfig,
     SWAConfig,
+    at_depth,
     build_optimizer,
     build_schedule,
     describe_profile,
+    learning_rate,
     learning_rate_profile,
     parameter_groups,
     plot_profile,
@@ -132,6 +134,22 @@ def test_profile_shows_how_the_failed_run_compounds():
     text = describe_profile(learning_rate_profile(Named(), V1))
     assert "Warning: 16 of 26 parts" in text and "0.27%" in text
     assert "Warning" not in describe_profile(learning_rate_profile(Named(), V2))
+
+
+@pytest.mark.parametrize("config", [V1, V2])
+def test_a_shallower_encoder_keeps_the_profile(config):
+    small = at_depth(config, 24, 12)
+    for block in range(12):
+        expected = learning_rate(f"block {2 * block:02d}", 24, config)
+        assert learning_rate(f"block {block:02d}", 12, small) == pytest.approx(expected, rel=1e-12)
+    assert learning_rate("decoder", 12, small) == config.lr and at_depth(config, 24, 24) == config
+
+
+def test_a_depth_without_counterpart_is_refused():
+    with pytest.raises(ConfigError, match="24 blocks, 6 of them frozen, have no counterpart in 10"):
+        at_depth(V1, 24, 10)
+    with pytest.raises(ConfigError, match="no counterpart in 6"):
+        at_depth(V1, 24, 6)  # a fourth of six blocks
 
 
 def test_profile_can_be_drawn():

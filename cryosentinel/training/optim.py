@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -246,6 +246,30 @@ def learning_rate_profile(model: nn.Module, config: OptimConfig, depth: int | No
         share = lr / config.lr
         rows.append((part, lr, share, sizes[part], lr == 0, share < STARVED))
     return pd.DataFrame(rows, columns=["part", "lr", "share", "parameters", "frozen", "starved"])
+
+
+def at_depth(config: OptimConfig, depth: int, other: int) -> OptimConfig:
+    """The learning rates that give a shallower encoder the profile of a deeper one.
+
+    Of every k = depth / other blocks one is left: a k-th of the blocks is frozen, and what k blocks decayed by, one
+    does. Block j then learns at the share of block k j, exactly; the encoder's other parameters, which lie one step of
+    decay before the first block, at a little less than theirs.
+
+    Args:
+        config: for the deeper encoder.
+        depth: its number of blocks.
+        other: number of blocks of the shallower one.
+
+    Raises:
+        ConfigError: the blocks, or the frozen ones, do not divide.
+    """
+    step, rest = divmod(depth, other)
+    if rest or config.frozen_blocks % step:
+        raise ConfigError(
+            f"{depth} blocks, {config.frozen_blocks} of them frozen, have no counterpart in {other}; the depth and the "
+            "frozen blocks must be divisible by the ratio of the depths."
+        )
+    return replace(config, layer_decay=config.layer_decay**step, frozen_blocks=config.frozen_blocks // step)
 
 
 def _depth(model: nn.Module) -> int:
