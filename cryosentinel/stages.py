@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, sha256, write_json
 from cryosentinel.runs import SOUP, make_soup, open_segmenter, outputs, project_root, shown, snapshots
@@ -41,6 +43,7 @@ class Study:
             string for a new folder under ``outputs/runs``, as notebooks use that are run by hand.
         data: folder of shards in the published format to use instead of the simulated ones.
         notebook: who asks; names the new folder.
+        seed: of the run (initial weights, order, augmentation); 0 for the configuration's own. The chips stay the same.
         model, statistics: for checkpoints that do not describe themselves (:func:`cryosentinel.runs.open_segmenter`).
 
     Raises:
@@ -54,6 +57,7 @@ class Study:
         out: str | Path | None = None,
         data: str | Path = "",
         notebook: str = "notebook",
+        seed: int = 0,
         model: str | Path | None = None,
         statistics: str | Path | None = None,
     ) -> None:
@@ -65,7 +69,10 @@ class Study:
         self.simulated = not data
         self._model, self._statistics = model, statistics
         self.root = Path(data) if data else outputs() / "data" / preset
+        self.seed = seed or self.own_seed
         self.run = outputs() / "runs" / (preset if self.simulated else f"{Path(data).resolve().name}_{preset}")
+        if self.seed != self.own_seed:
+            self.run = self.run.with_name(f"{self.run.name}_seed{seed}")
         self.by_hand = out == ""
         if self.by_hand:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
@@ -89,6 +96,11 @@ class Study:
     def config_path(self) -> Path:
         """The run's configuration, ``configs/<preset>.yaml``."""
         return project_root() / "configs" / f"{self.preset}.yaml"
+
+    @cached_property
+    def own_seed(self) -> int:
+        """The seed that the configuration names."""
+        return int(yaml.safe_load(self.config_path.read_text(encoding="utf-8"))["seed"])
 
     @property
     def metrics_path(self) -> Path:
@@ -156,7 +168,7 @@ class Study:
         from cryosentinel.training.config import parse
         from cryosentinel.training.fit import build
 
-        run, module, _ = build(*parse(self.config_path, {"data.root": str(self.chips())}))
+        run, module, _ = build(*parse(self.config_path, {"data.root": str(self.chips()), "seed": self.seed}))
         module.setup()
         return run, module
 
@@ -197,33 +209,70 @@ class Study:
         """Positions in the store's index of each split, after filter and buffer."""
         return {split: self.datamodule.rows[split].tolist() for split in splits}
 
-    def fit(self, **overrides: Any) -> Path:
+    def fit(self, network: str | None = None, **overrides: Any) -> Path:
         """The run folder; trained first, or trained on, where the run is not finished.
 
         Args:
+            network: another network in the place of the study's, on the same chips and schedule: the name of a
+                configuration whose ``model`` and ``optim.backbone_mult`` are taken.
             overrides: dotted keys of the configuration, with ``__`` for the dot; they make a run folder of their own.
         """
         from cryosentinel.training.fit import SUMMARY, fit
 
         keys = {name.replace("__", "."): value for name, value in overrides.items()}
-        run = self.run
+        run = self.run if network is None else self.run.with_name(f"{self.run.name}_{network}")
         if keys:
             digest = hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest()[:8]
             run = run.with_name(f"{run.name}_{digest}")
-        keys |= {"data.root": str(self.chips()), "run_name": run.name}
+        config = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        if network is not None:
+            other = yaml.safe_load((self.config_path.with_name(f"{network}.yaml")).read_text(encoding="utf-8"))
+            config["model"] = other["model"]
+            config["optim"]["backbone_mult"] = other["optim"]["backbone_mult"]
+        keys = {"seed": self.seed} | keys | {"data.root": str(self.chips()), "run_name": run.name}
         if (run / SUMMARY).is_file():
-            return fit(self.config_path, keys, run)  # returns at once, or says that the folder holds another run
-        with self.making("fit", f"The run {run.name} is missing or not finished; training (preset {self.preset})."):
-            return fit(self.config_path, keys, run)
+            return fit(config, keys, run)  # returns at once, or says that the folder holds another run
+        with self.making(
+            f"fit_{network}" if network else "fit",
+            f"The run {run.name} is missing or not finished; training (preset {self.preset}).",
+        ):
+            return fit(config, keys, run)
 
-    def soup(self, **overrides: Any) -> Path:
-        """The run's soup; made first where it is missing or older than a snapshot."""
-        run = self.fit(**overrides)
+    def soup(self, network: str | None = None, **overrides: Any) -> Path:
+        """The soup of a run (see :meth:`fit`); made first where it is missing or older than a snapshot."""
+        run = self.fit(network, **overrides)
         path = run / "checkpoints" / SOUP
         newest = max(snapshot.stat().st_mtime for snapshot in snapshots(run))
         if not path.is_file() or path.stat().st_mtime < newest:
             with self.making("soup", f"The soup of run {run.name} is missing; averaging its snapshots."):
                 make_soup(run)
+        return path
+
+    def reestimated_soup(self, batches: int = 32, **overrides: Any) -> Path:
+        """The soup with BatchNorm statistics estimated anew on training chips, as ``soup_reestimated.ckpt`` beside it.
+
+        Args:
+            batches: of the first epoch's order, not augmented, of the run's batch size.
+            overrides: as for :meth:`fit`.
+        """
+        from cryosentinel.evaluation.evaluate import chip_batches
+        from cryosentinel.models.checkpoint import save_checkpoint
+        from cryosentinel.models.soup import reestimate_batchnorm
+
+        soup = self.soup(**overrides)
+        path = soup.with_name("soup_reestimated.ckpt")
+        if path.is_file() and path.stat().st_mtime >= soup.stat().st_mtime:
+            return path
+        module = self.datamodule
+        loader: Any = module.train_dataloader()
+        # Whole batches alone: every one counts the same in the mean.
+        count = min(batches, len(loader.sampler) // module.batch_size) * module.batch_size
+        chosen = module.rows["train"][loader.sampler.order(0)[:count]]
+        segmenter = open_segmenter(soup)
+        with self.making("batchnorm", f"BatchNorm statistics of the soup, from {count} training chips."):
+            drawn = (batch for _, batch in chip_batches(module.store, chosen, module.batch_size))
+            layers = reestimate_batchnorm(segmenter, drawn)
+            save_checkpoint(path, segmenter, batchnorm={"layers": layers, "chips": count})
         return path
 
     def checkpoint(self, ckpt: str = SOUP) -> Path:
@@ -239,9 +288,14 @@ class Study:
             return self.soup()
         return resolve_checkpoint(ckpt, runs)
 
-    def diagnostics(self, name: str) -> Path:
-        """Where an evaluation is kept: the run's ``diagnostics`` for its soup, else a folder of the study's own."""
-        return self.run / "diagnostics" if name == "soup" and not self.by_hand else self.out / "diagnostics" / name
+    def diagnostics(self, checkpoint: Path, flips: int) -> Path:
+        """Where an evaluation is kept: the run's ``diagnostics`` for the soup of a run, else the study's own folder."""
+        run = checkpoint.parent.parent
+        ours = run == self.run or run.name.startswith(f"{self.run.name}_")
+        if checkpoint.name == SOUP and flips == 4 and ours and not self.by_hand:
+            return run / "diagnostics"
+        name = f"{checkpoint.stem}_flips{flips}"
+        return self.out / "diagnostics" / (name if run == self.run else f"{run.name}_{name}")
 
     def evaluate(
         self, ckpt: str | os.PathLike[str] = SOUP, flips: int = 4, splits: Sequence[str] = ("val", "test")
@@ -256,9 +310,8 @@ class Study:
         from cryosentinel.evaluation.predictors import model_predictor
 
         path = self.checkpoint(os.fspath(ckpt))
-        name = "soup" if path == self.run / "checkpoints" / SOUP and flips == 4 else f"{path.stem}_flips{flips}"
         predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips)
-        return self._evaluate(predict, name, sha256(path), splits)
+        return self._evaluate(predict, self.diagnostics(path, flips), sha256(path), splits)
 
     def baseline(self, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
         """Scores of a baseline, by the same code as the network's.
@@ -270,16 +323,16 @@ class Study:
         from cryosentinel.evaluation.baselines import baseline
 
         predict = baseline(name, self.datamodule.store, self.rows("train")["train"])
-        return self._evaluate(predict, name, f"baseline {name}", splits)
+        return self._evaluate(predict, self.out / "diagnostics" / name, f"baseline {name}", splits)
 
-    def _evaluate(self, predict: Any, name: str, digest: str, splits: Sequence[str]) -> Evaluation:
+    def _evaluate(self, predict: Any, folder: Path, digest: str, splits: Sequence[str]) -> Evaluation:
         from cryosentinel.evaluation.evaluate import evaluate
 
         truth = self.truth
         references = {} if truth is None else {"truth": lambda chip: truth[chip.chip_id].lake}
         module = self.datamodule
         return evaluate(
-            predict, module.store, self.rows(*splits), self.diagnostics(name), references,
+            predict, module.store, self.rows(*splits), folder, references,
             digest=digest, block_size=module.block_size,
         )  # fmt: skip
 
