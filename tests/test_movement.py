@@ -11,7 +11,8 @@ from training_factory import SmallSegmenter, configuration, small_dataset, small
 from cryosentinel.errors import CheckpointError
 from cryosentinel.models.checkpoint import load_checkpoint, write_checkpoint
 from cryosentinel.models.segmenter import SegmenterConfig
-from cryosentinel.training.movement import movement, part_movement, plot_movement
+from cryosentinel.training.movement import beside_rates, movement, part_movement, plot_movement
+from cryosentinel.training.optim import OptimConfig, SWAConfig, build_schedule
 
 EMBEDDING, BLOCK_0, BLOCK_1 = "net.encoder.embed.weight", "net.encoder.encoder.0.weight", "net.encoder.encoder.1.weight"
 HEAD, GATE = "net.head.weight", "refiner.gate"
@@ -142,6 +143,34 @@ def test_a_run_leaves_frozen_blocks_where_they_were(small_dataset: Path, tmp_pat
     found = movement(start, run / "checkpoints" / "last.ckpt")
     assert list(found.part[found.still]) == ["encoder", "block 00", "block 01"]
     assert found.movement[~found.still].between(1e-6, 1).all()
+
+
+def test_movement_beside_its_rates():
+    config = OptimConfig(
+        lr=0.5, backbone_mult=0.5, layer_decay=0.5, frozen_blocks=1, warmup_epochs=0, swa=SWAConfig(start=1)
+    )
+    found = beside_rates(part_movement(before(), after(), before()), config, steps=2).set_index("part")
+    assert found.share.to_dict() == {"encoder": 0, "block 00": 0, "block 01": 0.25, "decoder": 1}
+    # Two steps of a cosine: at its top, and half-way down. Block 1 changed by 5 over 4 weights, the decoder over 3.
+    assert found.of_rates["block 01"] == pytest.approx((5 / 4**0.5) / (0.125 * 1.5))
+    assert found.of_rates["decoder"] == pytest.approx((5 / 3) ** 0.5 / (0.5 * 1.5))
+    assert found.of_rates[["encoder", "block 00"]].isna().all()
+
+
+def test_adamw_moves_every_weight_by_about_its_rate():
+    """What the column claims, on AdamW itself: gradients of one sign, whatever their size, give 1."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(1000))
+    start = {HEAD: weight.detach().clone()}
+    config = OptimConfig(lr=1e-3, warmup_epochs=3, weight_decay=0, swa=SWAConfig(start=1))
+    optimizer = torch.optim.AdamW([{"params": [weight], "lr": config.lr}], weight_decay=0)
+    schedule = build_schedule(optimizer, config, steps_per_epoch=10, epochs=4)
+    for _ in range(40):
+        weight.grad = torch.linspace(1e-3, 1e3, 1000)
+        optimizer.step()
+        schedule.step()
+    found = beside_rates(part_movement(start, {HEAD: weight.detach()}, [HEAD]), config, steps=10, epochs=4)
+    assert found.of_rates[0] == pytest.approx(1, rel=1e-3)
 
 
 def test_movement_can_be_drawn():

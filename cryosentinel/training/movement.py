@@ -13,7 +13,7 @@ from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter, without_weights
 from cryosentinel.models.statedict import listed, segmenter_state
 from cryosentinel.sensors import PUBLISHED_STATISTICS
-from cryosentinel.training.optim import part_of
+from cryosentinel.training.optim import OptimConfig, learning_rate, part_of, rate_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +94,31 @@ def part_movement(
             share = distance / norm if norm > 0 else float("inf") if distance > 0 else 0.0
             rows.append((name, int(count), norm, distance, share, distance == 0))
     return pd.DataFrame(rows, columns=["part", "parameters", "norm", "distance", "movement", "still"])
+
+
+def beside_rates(moved: pd.DataFrame, config: OptimConfig, steps: int, epochs: int = 1) -> pd.DataFrame:
+    """Movement beside the learning rates that made it.
+
+    AdamW divides a gradient by a running estimate of its size, so a step changes a weight by about the learning rate
+    (Kingma and Ba 2015, arXiv:1412.6980, section 2.1). Where that holds, the last column is much alike in all parts.
+
+    Args:
+        moved: from :func:`movement`.
+        config: the run's learning rates and schedule.
+        steps: optimiser steps an epoch.
+        epochs: of the run.
+
+    Returns:
+        ``moved`` with the columns share (of the decoder's learning rate) and of_rates: the root mean square change of
+        the part's weights over the sum of its learning rates of all steps. 1 where every step moved every weight by
+        its rate and the same way; NaN where the part is frozen.
+    """
+    depth = sum(part.startswith("block") for part in moved.part)
+    peaks = [learning_rate(part, depth, config) for part in moved.part]
+    sums = [sum(rate_at(at, peak, config, steps, epochs) for at in range(steps * epochs)) for peak in peaks]
+    rms = moved.distance / moved.parameters**0.5
+    walked = [change / total if total else float("nan") for change, total in zip(rms, sums, strict=True)]
+    return moved.assign(share=[peak / config.lr for peak in peaks], of_rates=walked)
 
 
 def _check_alike(
