@@ -20,3 +20,6 @@ def test_entries() -> None:
                             "count": {**SURE.entry("simulated", "here"), "value": 6_071_808}})  # fmt: skip
     assert shown.loc["x", "value"] == "0.8123" and shown.loc["n", "value"] == "none"
     assert shown.loc["n", "note"] == "too few blocks" and shown.loc["count", "value"] == "6,071,808"
+    entry = SURE.entry("simulated", "here")
+    small = tables.entries({"share": {**entry, "value": -3.14159e-6}, "zero": {**entry, "value": 0.0}})
+    assert small["value"].tolist() == ["-3.14e-06", "0.0000"]

@@ -48,9 +48,11 @@ def entries(recorded: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     def number(value: float | None) -> str:
-        return (
-            "none" if value is None else f"{value:,.4f}" if value != int(value) or abs(value) < 2 else f"{value:,.0f}"
-        )
+        if value is None:
+            return "none"
+        if value != 0 and abs(value) < 0.001:
+            return f"{value:.2e}"  # four decimals would leave nothing of it
+        return f"{value:,.4f}" if value != int(value) or abs(value) < 2 else f"{value:,.0f}"
 
     return pd.DataFrame(
         {
