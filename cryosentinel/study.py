@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
-from cryosentinel.files import replacing, sha256
+from cryosentinel.files import read_json, replacing, sha256, write_json
 from cryosentinel.runs import project_root
 from cryosentinel.stages import Study
 
-NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations")
+NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
 
 
 def notebook_parameters(name: str) -> dict[str, dict[str, Any]]:
@@ -51,12 +52,13 @@ def check_parameters(parameters: Mapping[str, Any], names: Sequence[str] = NOTEB
 
 
 def _chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """What an executed chapter depends on: the notebook, its parameters, the package, the configurations.
+    """What an executed chapter depends on: notebook, parameters, package, configurations, the record that it may show.
 
     Data and weights follow from these: everything random is seeded.
     """
     root = project_root()
     sources = sorted([*(root / "cryosentinel").rglob("*.py"), *(root / "configs").glob("*.yaml"), notebook])
+    sources += [record] if (record := root / "book" / "standard_metrics.json").is_file() else []
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
     for source in sources:
         digest.update(source.relative_to(root).as_posix().encode() + bytes.fromhex(sha256(source)))
@@ -145,3 +147,69 @@ def run_study(
         study.note_time(f"notebook_{name}", time.monotonic() - begun)
     print(f"Study {preset}: {study.metrics_path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     return study.metrics_path
+
+
+def run_seeds(
+    seeds: Sequence[int],
+    preset: str = "quick",
+    out: str | Path | None = None,
+    chapters: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Run the study once a seed of the training, and summarise every figure over the runs.
+
+    The chips, their split and the baselines stay the same: what differs is initial weights, order and augmentation. The
+    configuration's own seed is the study itself, with its chapters in the book; the others lie in ``OUT/seeds/<seed>``.
+
+    Args:
+        seeds: of the training runs, two or more.
+        preset, out, chapters, parameters, force: as for :func:`run_study`.
+
+    Returns:
+        ``OUT/seeds.json``, see :func:`seed_summary`.
+
+    Raises:
+        ConfigError: fewer than two seeds, a seed twice, or one below 1.
+    """
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 1:
+        raise ConfigError(f"The seeds are {list(seeds)}; give two or more different ones from 1 on.")
+    study = Study(preset, out=out)
+    trained = [name for name in NOTEBOOKS if "seed" in notebook_parameters(name)]
+    found = {}
+    for number, seed in enumerate(seeds, start=1):
+        print(f"Seed {seed} ({number} of {len(seeds)})", flush=True)
+        if seed == study.own_seed:
+            path = run_study(preset, out, chapters, parameters, force=force)
+        else:
+            folder = study.out / "seeds" / str(seed)
+            given = {**(parameters or {}), "seed": seed}
+            path = run_study(preset, folder, folder / "chapters", given, trained, force)
+        found[seed] = read_json(path)
+    path = study.out / "seeds.json"
+    figures = seed_summary(found)
+    write_json(path, {"preset": preset, "seeds": list(seeds), "figures": figures})
+    width = max(map(len, figures), default=0)
+    for name, entry in figures.items():
+        print(f"{name:<{width}}  {entry['mean']:.4f} +- {entry['spread']:.4f}")
+    return path
+
+
+def seed_summary(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Mean and spread over seeds of every figure that all runs have and that the seed moves.
+
+    Args:
+        found: seed -> metrics file.
+
+    Returns:
+        name -> ``mean``, ``spread`` (standard deviation over seeds, n - 1), ``values`` by seed, ``data``.
+    """
+    out = {}
+    for name in sorted(set.intersection(*(set(metrics) for metrics in found.values()))):
+        values = {str(seed): metrics[name]["value"] for seed, metrics in found.items()}
+        if None in values.values() or len(set(values.values())) == 1:
+            continue
+        kind = next(iter(found.values()))[name]["data"]
+        out[name] = {"mean": statistics.mean(values.values()), "spread": statistics.stdev(values.values()),
+                     "values": values, "data": kind}  # fmt: skip
+    return out

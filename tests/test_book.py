@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "book" / "_ext")]
 from cryosentinel_figures import Figure, FigureError, Request, Sources, written  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations")
+CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
 PUBLISHED = json.loads((ROOT / "cryosentinel" / "published.json").read_text(encoding="utf-8"))
 
 
