@@ -258,6 +258,7 @@ def test_the_book_says_that_gpu_figures_are_missing_or_shows_them(gpu_record):
     said, table = gpu_nodes(cuda)
     assert said.astext().startswith("Measured on NVIDIA H100") and "missing" not in said.astext()
     cells = [entry.astext() for entry in table.findall(nodes.entry)]
+    assert "5,104 ms a chip" in gpu_nodes({**cuda, "rows": [{**row, "value": 5104.4}]})[1].astext()
     assert cells[4:] == ["inference", "3.91 ms a chip", "71%", "at most 4 ms", "inference", "none: E: no", "", ""]
     assert "rows are missing" in gpu_nodes({**cuda, "complete": False})[0].astext()
 
