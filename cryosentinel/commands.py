@@ -20,6 +20,7 @@ def study(
     chapters: Path | None = None,
     parameters: dict[str, Any] | None = None,
     force: bool = False,
+    seeds: str = "",
 ) -> None:
     """Run the whole study on the embedded benchmark and write its notebooks, executed, into the book.
 
@@ -29,9 +30,18 @@ def study(
         chapters: folder of the executed notebooks; book/chapters by default.
         parameters: further parameters of the notebooks, as --parameters.NAME VALUE; unknown names are refused.
         force: run again what did not change.
+        seeds: of several training runs, as 17,42,1337: mean and spread of every figure go to OUT/seeds.json.
     """
-    from cryosentinel.study import run_study
+    from cryosentinel.errors import ConfigError
+    from cryosentinel.study import run_seeds, run_study
 
+    if seeds:
+        try:
+            numbers = [int(word) for word in seeds.split(",")]
+        except ValueError:
+            raise ConfigError(f"--seeds is {seeds!r}; give whole numbers with commas, as 17,42,1337.") from None
+        print(run_seeds(numbers, preset, out, chapters, parameters, force))
+        return
     run_study(preset, out=out, chapters=chapters, parameters=parameters, force=force)
 
 

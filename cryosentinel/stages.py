@@ -72,7 +72,8 @@ class Study:
         self.seed = seed or self.own_seed
         self.run = outputs() / "runs" / (preset if self.simulated else f"{Path(data).resolve().name}_{preset}")
         if self.seed != self.own_seed:
-            self.run = self.run.with_name(f"{self.run.name}_seed{seed}")
+            # Within the run's folder, so that "the latest run" of a bare checkpoint name is never one of them.
+            self.run = self.run / "seeds" / f"{self.run.name}_seed{seed}"
         self.by_hand = out == ""
         if self.by_hand:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
@@ -220,7 +221,7 @@ class Study:
         from cryosentinel.training.fit import SUMMARY, fit
 
         keys = {name.replace("__", "."): value for name, value in overrides.items()}
-        run = self.run if network is None else self.run.with_name(f"{self.run.name}_{network}")
+        run = self.run if network is None else self.run / "networks" / f"{self.run.name}_{network}"
         if keys:
             digest = hashlib.sha256(repr(sorted(keys.items())).encode()).hexdigest()[:8]
             run = run.with_name(f"{run.name}_{digest}")
@@ -233,7 +234,7 @@ class Study:
         if (run / SUMMARY).is_file():
             return fit(config, keys, run)  # returns at once, or says that the folder holds another run
         with self.making(
-            f"fit_{network}" if network else "fit",
+            "fit" if run == self.run else f"fit_{run.name}",
             f"The run {run.name} is missing or not finished; training (preset {self.preset}).",
         ):
             return fit(config, keys, run)
@@ -291,7 +292,7 @@ class Study:
     def diagnostics(self, checkpoint: Path, flips: int) -> Path:
         """Where an evaluation is kept: the run's ``diagnostics`` for the soup of a run, else the study's own folder."""
         run = checkpoint.parent.parent
-        ours = run == self.run or run.name.startswith(f"{self.run.name}_")
+        ours = run == self.run or run.parent == self.run / "networks"
         if checkpoint.name == SOUP and flips == 4 and ours and not self.by_hand:
             return run / "diagnostics"
         name = f"{checkpoint.stem}_flips{flips}"

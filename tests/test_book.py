@@ -55,7 +55,7 @@ def _chapter(text: str) -> str:
 
 def _book(root: Path, chapters: bool = True) -> Path:
     """A copy of the book beside a study of its own, with chapters of one paragraph."""
-    ignore = shutil.ignore_patterns("_build", "chapters", "standard_metrics.json", "__pycache__")
+    ignore = shutil.ignore_patterns("_build", "chapters", "standard_metrics.json", "seeds.json", "__pycache__")
     shutil.copytree(ROOT / "book", root / "book", ignore=ignore)
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", root)
@@ -202,6 +202,7 @@ def test_every_page_of_the_contents_is_built(built):
     for name in (
         "intro",
         "method",
+        "seeds",
         "published",
         "claims",
         "benchmarks",
@@ -220,6 +221,7 @@ def test_chapters_and_pages_show_figures_with_their_tooltip(built):
     assert '<span class="metric metric-published" title="published figure; n = 666;' in published
     assert published.count("not run") == 7, "no standard run: its column says so in every row"
     assert "The standard run has not been made yet" in _page(built, "intro")
+    assert "No record of several seeds is there yet" in _page(built, "seeds")
 
 
 def test_no_page_loads_anything_from_elsewhere(built):
@@ -243,7 +245,11 @@ def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_
     root = _book(tmp_path)
     pyproject = root / "pyproject.toml"
     pyproject.write_text(address.set_address(pyproject.read_text(), "https://github.com/someone/lakes"))
-    # Only the header of two pages is looked at; the build is the same otherwise.
+    names = re.findall(r"^(\S+) \| ", (root / "book" / "seeds.md").read_text(), flags=re.MULTILINE)
+    figures = {name: {"mean": 0.25, "spread": 0.125, "values": {"17": 0.2, "42": 0.3}} for name in names}
+    record = {"preset": "quick", "seeds": [17, 42], "commit": "0123456789abcdef", "command": "the command"}
+    (root / "book" / "seeds.json").write_text(json.dumps({**record, "figures": figures}))
+    # Only some pages are looked at; the build is the same otherwise.
     done = _build(root)
     assert done.returncode == 0, done.stderr[-3000:]
     page = _page(root, "chapters/03_evaluate")
@@ -251,6 +257,8 @@ def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_
     assert "https://colab.research.google.com/github/someone/lakes/blob/main/notebooks/03_evaluate.ipynb" in page
     assert "lakes/blob/main/book/chapters" not in page, "executed chapters are not in git"
     assert "mybinder" not in _page(root, "method")
+    seeds = _page(root, "seeds")
+    assert seeds.count("0.250 ± 0.125") == len(names) > 10 and "commit 0123456789" in seeds and "Seed 17" in seeds
 
 
 def test_a_missing_figure_stops_the_build_with_a_sentence(tmp_path):

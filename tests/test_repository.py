@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT / "scripts")]
 import address  # noqa: E402
 import minimum  # noqa: E402
 import picture  # noqa: E402
-import standard  # noqa: E402
+import record  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -309,17 +309,29 @@ def test_readme_shows_the_picture_only_when_it_is_there():
     assert "overview.png" not in picture.with_picture(readme, False)
 
 
-# ------------------------------------------------------------------------------------------------------ standard run
+# ----------------------------------------------------------------------------------------------------------- records
 
 
 def test_standard_record_takes_only_a_standard_run(tmp_path):
     from cryosentinel.errors import InputError
 
-    (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')
+    metrics = {"a": {"value": 1}, "compared_soup_test_iou": {"value": 0.5}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "standard", "date": "2026-01-01"}}')
-    record = standard.standard_record(tmp_path, "abc")
-    assert record["metrics"] == {"a": {"value": 1}} and record["seconds"] == {"fit": 5.0} and record["commit"] == "abc"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record["date"])
+    made = record.standard_record(tmp_path, "abc")
+    assert made["metrics"] == metrics and made["seconds"] == {"fit": 5.0} and made["commit"] == "abc"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
+    (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')
+    with pytest.raises(InputError, match="no comparison with other networks"):
+        record.standard_record(tmp_path, "abc")
     (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "quick", "date": "2026-01-01"}}')
     with pytest.raises(InputError, match="stages of quick"):
-        standard.standard_record(tmp_path, "abc")
+        record.standard_record(tmp_path, "abc")
+
+
+def test_seeds_record_names_the_command_that_made_it(tmp_path):
+    found = {"preset": "quick", "seeds": [17, 42], "figures": {}}
+    (tmp_path / "seeds.json").write_text(json.dumps(found))
+    made = record.seeds_record(tmp_path, "abc")
+    assert made["command"] == "cryosentinel study --preset quick --seeds 17,42" and made["seeds"] == [17, 42]
+    assert record.main(["sedes"]) == 2

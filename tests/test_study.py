@@ -11,11 +11,17 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+import yaml
 from conftest import ROOT, TinyStudy
 
+from cryosentinel import comparison
+from cryosentinel import study as study_module
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.files import read_json, write_json
+from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.stages import Study
-from cryosentinel.study import NOTEBOOKS, check_parameters, notebook_parameters
+from cryosentinel.study import NOTEBOOKS, check_parameters, notebook_parameters, run_seeds, seed_summary
 
 PAPERMILL = [sys.executable, "-m", "papermill"]
 
@@ -235,3 +241,108 @@ def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_stud
         browser.close()
     assert len(widths) >= 5 and all(widths)
     assert failed == []
+
+
+def test_networks_train_on_the_preset_and_differ_in_the_model_alone() -> None:
+    def plain(name: str) -> dict:
+        return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+
+    standard = plain("standard")
+    for name in comparison.NETWORKS:
+        other = plain(name)
+        assert other.pop("run_name") == name
+        assert other.pop("model") != standard["model"]
+        other["optim"]["backbone_mult"] = standard["optim"]["backbone_mult"]
+        assert other == {k: v for k, v in standard.items() if k not in ("run_name", "model")}, name
+
+
+def test_another_network_is_compared_on_the_same_chips(
+    tiny_study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
+    study = Study("tiny", out=tmp_path)
+    entries = comparison.compare(study, networks=("terramind_dem",), flips=1)
+    run = tiny_study.outputs / "runs" / "tiny" / "networks" / "tiny_terramind_dem"
+    saved = yaml.safe_load((run / "logs" / "config.yaml").read_text())
+    assert saved["model"]["modalities"] == ["DEM"] and saved["trainer"]["limit_train_batches"] == 3
+    for name in ("mndwi", "ndwi", "pixel", "terramind_dem", "soup"):
+        for tail in ("", "_truth"):
+            assert 0 <= entries[f"compared_{name}_test_iou{tail}"]["value"] <= 1
+        assert entries[f"compared_{name}_seconds_a_chip"]["value"] > 0
+    own, other = (entries[f"compared_{name}_test_iou_truth"]["value"] for name in ("soup", "terramind_dem"))
+    gain = entries["compared_soup_minus_terramind_dem_test_iou_truth"]["value"]
+    assert gain == pytest.approx(own - other) and "compared_soup_minus_soup_test_iou" not in entries
+    counts = [entries[f"compared_{name}_parameters"]["value"] for name in ("mndwi", "terramind_dem", "soup")]
+    assert counts[0] == 0 < counts[1] < counts[2]
+    table = comparison.table(entries)
+    assert list(table.index) == [comparison.NAMES[n] for n in ("mndwi", "ndwi", "pixel", "terramind_dem", "soup")]
+    # Eight chips give no interval, so nobody can be called ahead.
+    assert "ahead of the soup: none" in comparison.verdict(entries)
+    assert {t.get_text() for t in comparison.plot(entries, "simulated").axes[0].texts} >= {"MNDWI", "soup, all bands"}
+
+
+def test_the_verdict_follows_the_intervals() -> None:
+    def entry(value: float, low: float | None = None, high: float | None = None) -> dict:
+        return {"value": value, "low": low, "high": high}
+
+    entries = {f"compared_{name}_test_iou": entry(0.5) for name in ("mndwi", "ndwi", "pixel", "soup")}
+    entries["compared_soup_minus_mndwi_test_iou"] = entry(0.2, 0.1, 0.3)
+    entries["compared_soup_minus_ndwi_test_iou"] = entry(0.2, -0.1, 0.3)
+    entries["compared_soup_minus_pixel_test_iou"] = entry(-0.2, -0.3, -0.1)
+    assert comparison.verdict(entries, "label").splitlines() == [
+        "ahead of the soup: pixel classifier, gradient boosting, all bands", "behind it: MNDWI",
+        "not told apart from it: NDWI",
+    ]  # fmt: skip
+
+
+def test_the_soups_batchnorm_is_estimated_anew(
+    tiny_study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
+    study = Study("tiny", out=tmp_path)
+    soup, reestimated = (load_checkpoint(path) for path in (study.soup(), study.reestimated_soup()))
+    moved = {
+        name for name, value in soup["state_dict"].items() if not torch.equal(value, reestimated["state_dict"][name])
+    }
+    assert moved and all("running_" in name or "num_batches" in name for name in moved)
+    assert reestimated["batchnorm"]["layers"] > 0 and reestimated["batchnorm"]["chips"] % 4 == 0
+    metrics = read_json(tiny_study.outputs / "study" / "metrics.json")
+    assert "val_iou_batchnorm_reestimated_minus_averaged" in metrics
+
+
+def test_seeds_are_runs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def run(preset, out=None, chapters=None, parameters=None, notebooks=NOTEBOOKS, force=False):  # type: ignore[no-untyped-def]
+        seed = (parameters or {}).get("seed", 42)
+        calls.append((seed, tuple(notebooks)))
+        path = Path(out) / "metrics.json"
+        write_json(
+            path, {"iou": {"value": seed / 100, "data": "simulated"}, "chips": {"value": 3, "data": "simulated"}}
+        )
+        return path
+
+    monkeypatch.setattr(study_module, "run_study", run)
+    found = read_json(run_seeds([17, 42], "tiny", out=tmp_path))
+    assert calls[1] == (42, NOTEBOOKS) and calls[0] == (17, NOTEBOOKS[1:]), "the chips do not depend on the seed"
+    assert found["figures"] == {
+        "iou": {"mean": pytest.approx(0.295), "spread": pytest.approx(0.125 * 2**0.5), "data": "simulated",
+                "values": {"17": 0.17, "42": 0.42}}
+    }, "what no seed moves is left out"  # fmt: skip
+    for wrong in ([17], [17, 17], [0, 1]):
+        with pytest.raises(ConfigError, match="two or more different ones"):
+            run_seeds(wrong, "tiny", out=tmp_path)
+
+
+def test_a_seed_has_a_run_folder_of_its_own_unless_it_is_the_configurations(tmp_path: Path) -> None:
+    assert Study("tiny", out=tmp_path, seed=42).run.name == Study("tiny", out=tmp_path).run.name == "tiny"
+    other = Study("tiny", out=tmp_path, seed=17)
+    assert (other.run.name, other.seed) == ("tiny_seed17", 17)
+    assert other.run.parent.parent.name == "tiny", "not beside it, where the latest run is looked for"
+
+
+def test_a_figure_without_a_value_has_no_spread() -> None:
+    def metrics(value: float | None) -> dict:
+        return {"a": {"value": value, "data": "simulated"}}
+
+    assert seed_summary({1: metrics(0.1), 2: metrics(None)}) == {}

@@ -5,6 +5,7 @@ Roles and directives, all of which fail the build with a sentence where a figure
 ``{metric}`NAME [FORMAT] [interval] [n] [data]```  one figure; its tooltip says what it is and where it comes from.
 ``{comparison}``                                   published figures beside those of the study and the standard run.
 ``{benchmarks}``                                   the table of benchmarks/results.json.
+``{seeds}``                                        mean and spread over the seeds of book/seeds.json.
 ``{standard-run}``                                 which run the standard figures come from, or that there is none.
 """
 
@@ -193,6 +194,44 @@ class StandardRun(SphinxDirective):
         return [paragraph]
 
 
+class Seeds(SphinxDirective):
+    """``{seeds}``: mean, spread and single values of figures over the seeds of book/seeds.json.
+
+    Each line of the content is ``NAME | what it is in words``. Where no record is committed a sentence says so.
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.app.srcdir) / "seeds.json"
+        self.env.note_dependency(str(path.resolve()))
+        paragraph = nodes.paragraph()
+        if not path.is_file():
+            paragraph += nodes.Text("No record of several seeds is there yet; this makes one: ")
+            paragraph += nodes.literal("", "cryosentinel study --seeds 17,42,1337")
+            return [paragraph]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[list[nodes.Node | str]] = []
+        for line in self.content:
+            name, _, words = (part.strip() for part in line.partition("|"))
+            if not name:
+                continue
+            if name not in record["figures"]:
+                raise ExtensionError(
+                    f"{self.env.docname}: no figure is called {name!r} in {path}, or no seed moves it."
+                )
+            entry = record["figures"][name]
+            singles = [f"{entry['values'][str(seed)]:.3f}" for seed in record["seeds"]]
+            rows.append([words or name, f"{entry['mean']:.3f} ± {entry['spread']:.3f}", *singles])
+        paragraph += nodes.Text(
+            f"Preset {record['preset']}, simulated chips, commit {record['commit'][:10]}, made with "
+        )
+        paragraph += nodes.literal("", record["command"])
+        paragraph += nodes.Text(".")
+        titles = ["Figure", "Mean ± spread", *(f"Seed {seed}" for seed in record["seeds"])]
+        return [_table(titles, rows, ["seeds"]), paragraph]
+
+
 class Benchmarks(SphinxDirective):
     """``{benchmarks}``: the table of benchmarks/results.json, or a sentence where none has been run."""
 
@@ -272,6 +311,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("comparison", Comparison)
     app.add_directive("standard-run", StandardRun)
     app.add_directive("benchmarks", Benchmarks)
+    app.add_directive("seeds", Seeds)
     app.connect("config-inited", _configure, priority=100)  # sphinx_external_toc reads the contents at 900
     app.connect("html-page-context", _launch_buttons, priority=502)  # the theme makes its buttons at 501
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,88 @@
+"""Turn a finished study into a record that is committed and that the book quotes.
+
+``python scripts/record.py standard [STUDY]`` writes book/standard_metrics.json, ``python scripts/record.py seeds
+[STUDY]`` book/seeds.json; STUDY is outputs/study by default.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryosentinel.errors import CryoSentinelError, InputError
+from cryosentinel.files import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+STANDARD = "cryosentinel study --preset standard --parameters.networks true"
+
+
+def _made(path: Path, command: str, commit: str) -> dict[str, Any]:
+    day = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
+    return {"command": command, "commit": commit, "date": day}
+
+
+def standard_record(study: Path, commit: str) -> dict[str, Any]:
+    """The record of a standard run: command, commit, date, metrics, and the seconds of its stages.
+
+    Args:
+        study: folder with metrics.json and timings.json.
+        commit: that the run was made at.
+
+    Raises:
+        InputError: the folder holds no standard run, one mixed with another preset, or one without its networks.
+    """
+    timings = read_json(study / "timings.json")
+    presets = {stage["preset"] for stage in timings.values()}
+    if presets != {"standard"}:
+        found = ", ".join(sorted(presets)) or "nothing"
+        raise InputError(f"{study} holds stages of {found}, not of a standard run alone; run {STANDARD} first.")
+    metrics = read_json(study / "metrics.json")
+    if "compared_soup_test_iou" not in metrics:
+        raise InputError(f"{study} holds no comparison with other networks; run {STANDARD} first.")
+    seconds = {name: stage["seconds"] for name, stage in timings.items()}
+    return {**_made(study / "metrics.json", STANDARD, commit), "seconds": seconds, "metrics": metrics}
+
+
+def seeds_record(study: Path, commit: str) -> dict[str, Any]:
+    """The record of runs with several seeds: command, commit, date, preset, seeds, and mean and spread of each figure.
+
+    Args:
+        study: folder with seeds.json.
+        commit: that the runs were made at.
+    """
+    found = read_json(study / "seeds.json")
+    seeds = ",".join(map(str, found["seeds"]))
+    command = f"cryosentinel study --preset {found['preset']} --seeds {seeds}"
+    return {**_made(study / "seeds.json", command, commit), **found}
+
+
+RECORDS = {"standard": (standard_record, "standard_metrics.json"), "seeds": (seeds_record, "seeds.json")}
+
+
+def main(argv: list[str]) -> int:
+    """Write a record into book/."""
+    if not argv or argv[0] not in RECORDS:
+        print(f"record: say which record to write: {' or '.join(RECORDS)}.", file=sys.stderr)
+        return 2
+    make, name = RECORDS[argv[0]]
+    study = Path(argv[1]) if len(argv) > 1 else ROOT / "outputs" / "study"
+    git = ["git", "-C", str(ROOT)]
+    changed = subprocess.run([*git, "status", "--porcelain", "cryosentinel", "configs", "notebooks"],
+                             capture_output=True, text=True, check=True).stdout  # fmt: skip
+    try:
+        if changed:
+            raise InputError("The package, a configuration or a notebook differs from its commit; commit it first.")
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        write_json(ROOT / "book" / name, make(study, commit))
+    except CryoSentinelError as error:
+        print(f"record: {error}", file=sys.stderr)
+        return 2
+    print(f"{study} -> {ROOT / 'book' / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
