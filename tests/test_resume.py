@@ -171,7 +171,7 @@ def test_stopped_early_then_killed_before_saying_so(tmp_path, small_dataset, mon
     changes = {"validation.patience": 1, "trainer.max_epochs": 30, "optim.lr": 1e-9}
     config = configuration(small_dataset, **changes)
     with monkeypatch.context() as patch:
-        patch.setattr("cryosentinel.training.fit._write_summary", lambda *a: (_ for _ in ()).throw(Killed))
+        patch.setattr("cryosentinel.training.fit.write_summary", lambda *a: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             fit(config, run_dir=tmp_path / "run")
     steps = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]

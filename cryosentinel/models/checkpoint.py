@@ -48,16 +48,16 @@ def load_segmenter(
         if own_config is None:
             raise CheckpointError(
                 f"{path} does not say what model it holds; give its configuration (config=SegmenterConfig(...), on the "
-                "command line --config with its YAML file)."
+                "command line --model with a run's YAML file)."
             )
         config = own_config
     elif own_config is not None:
-        _refuse_other_structure(path, own_config, config)
+        refuse_other_structure(path, own_config, config)
     statistics = statistics or own_statistics
     if statistics is None and config.standardisation == "dataset":
         raise CheckpointError(
             f"{path} does not hold the statistics that its model normalises by; give them (statistics=, on the command "
-            "line the dataset's dataset_stats_v3.json)."
+            "line --statistics with the dataset's dataset_stats_v3.json)."
         )
     state = segmenter_state(checkpoint, weights, str(path))
     with torch.device("meta"):  # no time and memory for random weights that are replaced at once
@@ -79,7 +79,12 @@ def _description(checkpoint: Mapping[str, Any]) -> tuple[SegmenterConfig | None,
     )
 
 
-def _refuse_other_structure(path: str | os.PathLike[str], own: SegmenterConfig, asked: SegmenterConfig) -> None:
+def refuse_other_structure(path: str | os.PathLike[str], own: SegmenterConfig, asked: SegmenterConfig) -> None:
+    """Compare the model that a file holds with the one that is asked for.
+
+    Raises:
+        CheckpointError: they differ in more than initial weights and drop path; the sentence names where.
+    """
     own_values, asked_values = own.as_dict(), asked.as_dict()
     differing = [k for k in own_values if k not in NOT_STRUCTURE and own_values[k] != asked_values[k]]
     if differing:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cryosentinel.errors import CheckpointError, ConfigError
-from cryosentinel.files import read_json, replacing, write_json, write_text
-from cryosentinel.models.checkpoint import load_checkpoint, sanitize_resume, write_checkpoint
+from cryosentinel.errors import CheckpointError, ConfigError, InputError
+from cryosentinel.files import replacing, write_json, write_text
+from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.training.callbacks import EMA, RunFiles
-from cryosentinel.training.config import RunConfig, differences, parse, wants_help
+from cryosentinel.training.config import RunConfig, instantiate, parse, wants_help
 from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
 from cryosentinel.training.optim import (
     describe_profile,
@@ -31,15 +29,28 @@ from cryosentinel.training.optim import (
     plot_profile,
     swa_first_epoch,
 )
+from cryosentinel.training.resume import (
+    RUNNING,
+    SUMMARY,
+    check_optimizer,
+    check_same_run,
+    data_fingerprint,
+    finished,
+    forget,
+    is_rank_zero,
+    standing,
+    state_to_resume,
+    take_over,
+    write_summary,
+)
 from cryosentinel.training.task import SegmentationTask
+
+__all__ = ["SUMMARY", "build", "fit", "main", "prepare_task"]
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from cryosentinel.data.dataset import ChipDataModule
-
-SUMMARY = "logs/summary.json"
-RUNNING = "logs/data.json"
 
 
 def fit(
@@ -83,20 +94,10 @@ def main(argv: Sequence[str] | None = None) -> Path | None:
         return None
     if not words:
         raise ConfigError("fit needs a configuration: cryosentinel fit --config configs/quick.yaml")
-    parser, namespace = parse({}, words) if "--config" not in " ".join(words) else _parse_words(words)
+    parser, namespace = parse({}, words)
     run_dir = _fit(parser, namespace, namespace.run_dir, namespace.resume)
     print(run_dir)
     return run_dir
-
-
-def _parse_words(words: list[str]) -> tuple[ArgumentParser, Namespace]:
-    """A configuration file named among the options; those after it override it."""
-    for i, word in enumerate(words):
-        if word == "--config" and i + 1 < len(words):
-            return parse(words[i + 1], words[:i] + words[i + 2 :])
-        if word.startswith("--config="):
-            return parse(word.partition("=")[2], words[:i] + words[i + 1 :])
-    raise ConfigError("--config needs a file: cryosentinel fit --config configs/quick.yaml")
 
 
 def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, ChipDataModule, dict[str, Any]]:
@@ -108,7 +109,7 @@ def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, Chip
     plain = yaml.safe_load(parser.dump(namespace, skip_unset=False))
     for key in ("config", "run_dir", "resume"):
         plain.pop(key, None)
-    made = parser.instantiate(namespace).as_dict()
+    made = instantiate(parser, namespace)
     data = made.pop("data")
     run = RunConfig(**{k: v for k, v in made.items() if k not in ("config", "run_dir", "resume")})
     data.seed = run.seed
@@ -121,41 +122,90 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
     run, data, plain = build(parser, namespace)
     folder = Path(run_dir) if run_dir is not None else Path("outputs/runs") / run.run_name
     fingerprint = data_fingerprint(Path(data.root))
-    if resume in (None, "never"):
-        _forget(folder)
-    else:
-        _check_same_run(folder, plain, fingerprint)
-        if _finished(folder):
+    if resume not in (None, "never"):
+        check_same_run(folder, plain, fingerprint)
+        if finished(folder):
             return folder
-    resumed = _checkpoint_to_resume(folder, resume)
+    state = state_to_resume(folder, resume, plain)
+    source = Path(resume) if state is not None and resume != "auto" else folder / "checkpoints" / "last.ckpt"
+    stand = None if state is None else standing(state)
+    if state is None:
+        _check_weights(run.model.weights)
 
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
     swa_start = swa_first_epoch(run.optim, run.trainer.max_epochs)
     files = RunFiles(folder / "checkpoints", run.checkpoints, run.checkpoints.epochs(run.trainer.max_epochs, swa_start))
-    if resumed is not None and resumed["stopped"]:  # stopped early, then killed before it could say so
-        _write_summary(folder, fingerprint, resumed, None)
+    if state is not None and standing(state)["stopped"]:  # stopped early, then killed before it could say so
+        take_over(state, source, folder)
+        write_summary(folder, fingerprint, standing(state), None)
         return folder
     trainer = _trainer(run, files, folder)
-    task = prepare_task(run, data, trainer)
-    if _is_rank_zero():
-        _describe(task, folder)
+    # A state brings its own weights: those that the run once started from need not be there any more.
+    task = prepare_task(run, data, trainer, start_weights=state is None)
+    if resume in (None, "never"):
+        forget(folder)  # only now that nothing speaks against the new run
+    if state is not None:
+        check_optimizer(state, task)
+        take_over(state, source, folder)
+    del state  # of the size of the file
+    if is_rank_zero():
+        _describe(run, data, task, files.snapshot_epochs, folder)
         write_text(folder / "logs" / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
         write_json(folder / RUNNING, {"data": fingerprint})
-        rows_until(folder / "logs" / "metrics.csv", -1 if resumed is None else resumed["step"])
-    files.seconds_before = 0.0 if resumed is None else resumed["seconds"]
+        rows_until(folder / "logs" / "metrics.csv", -1 if stand is None else stand["step"])
+    files.seconds_before = 0.0 if stand is None else stand["seconds"]
     with _quiet():
-        trainer.fit(task, datamodule=data, ckpt_path=None if resumed is None else str(files.last), weights_only=True)
-    if _is_rank_zero():
+        _train(trainer, task, data, None if stand is None else files.last)
+    if is_rank_zero():
         # From the file and not from the objects: a strategy may have trained in other processes.
-        done = _checkpoint_to_resume(folder, "auto")
-        assert done is not None
-        _write_summary(folder, fingerprint, done, sum(p.numel() for p in task.model.parameters()))
+        done = standing(load_checkpoint(files.last))
+        write_summary(folder, fingerprint, done, sum(p.numel() for p in task.model.parameters()))
     return folder
 
 
-def prepare_task(run: RunConfig, data: ChipDataModule, trainer: pl.Trainer) -> SegmentationTask:
-    """Set up the data and build the task with its network."""
+def _train(trainer: pl.Trainer, task: SegmentationTask, data: ChipDataModule, last: Path | None) -> None:
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=True)
+    except BaseException as error:
+        if trainer.progress_bar_callback is not None:
+            print(file=sys.stderr)  # what is said next does not belong on the bar's line
+        if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning makes an exit of the user's Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _check_weights(weights: str | None) -> None:
+    """Say what to do where the weights to start from are not there, before anything is read or built."""
+    if weights is None or weights.startswith("hf://") or Path(weights).is_file():
+        return
+    path, advice = Path(weights), "check the path"
+    if path.parts[-2:] == ("checkpoints", "soup.ckpt"):
+        run = path.parent.parent
+        advice = f"it is the soup of an earlier run: make it with `cryosentinel soup {run}`"
+        if not any(path.parent.glob("step*-iou*.ckpt")):
+            advice += ", once that run is trained"
+            config = Path("configs") / f"{run.name}.yaml"
+            advice += f" (`cryosentinel fit --config {config}`)" if config.is_file() else ""
+    raise CheckpointError(
+        f"There is no file {weights} to start from; {advice}, or name other weights with --model.weights."
+    )
+
+
+def prepare_task(
+    run: RunConfig, data: ChipDataModule, trainer: pl.Trainer, start_weights: bool = True
+) -> SegmentationTask:
+    """Set up the data and build the task with its network.
+
+    Args:
+        run: the run's configuration.
+        data: its data module.
+        trainer: its trainer.
+        start_weights: load the weights that the configuration names; off where a run goes on.
+
+    Raises:
+        InputError: a split is empty, or no validation chip shows a lake.
+    """
     data.trainer = trainer  # the loaders share the chips among the trainer's ranks
     data.setup("fit")
     loader: Any = data.train_dataloader()
@@ -164,6 +214,11 @@ def prepare_task(run: RunConfig, data: ChipDataModule, trainer: pl.Trainer) -> S
         batches -= 1  # UperNet normalises a pooled value over the batch, which one chip alone cannot give
         trainer.limit_train_batches = batches
     data.val_dataloader()  # an empty split is refused here, before the network is built
+    if not data.store.index["water_frac"].to_numpy()[data.rows["val"]].any():
+        raise InputError(
+            f"None of the {len(data.rows['val'])} validation chips of {data.root} shows a lake, so no IoU would tell "
+            "one epoch from another; use more data, more regions or another data.block_size."
+        )
     if run.trainer.limit_train_batches is not None:
         batches = trainer.limit_train_batches = min(batches, run.trainer.limit_train_batches)
     task = SegmentationTask(
@@ -175,6 +230,7 @@ def prepare_task(run: RunConfig, data: ChipDataModule, trainer: pl.Trainer) -> S
         val_flips=run.validation.flips,
         steps_per_epoch=math.ceil(batches / run.trainer.accumulate_grad_batches),
         compile_model=run.trainer.compile,
+        start_weights=start_weights,
     )
     task.configure_model()
     return task
@@ -187,7 +243,7 @@ def _trainer(run: RunConfig, files: RunFiles, folder: Path) -> pl.Trainer:
     if run.trainer.progress_bar:
         callbacks.append(ProgressBar())
     t = run.trainer
-    with _quiet():
+    with _quiet(), _as_sentence():
         return pl.Trainer(
             max_epochs=t.max_epochs,
             precision=t.precision,
@@ -209,13 +265,23 @@ def _trainer(run: RunConfig, files: RunFiles, folder: Path) -> pl.Trainer:
         )
 
 
-def _describe(task: SegmentationTask, folder: Path) -> None:
-    """Print and draw what each part of the network will learn at."""
+@contextlib.contextmanager
+def _as_sentence() -> Iterator[None]:
+    """Say in a sentence what the trainer does not accept (an accelerator that is not there, an unknown strategy)."""
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        text = " ".join(str(error).split()).rstrip(".!")
+        raise ConfigError(f"The section trainer cannot be used: {text}.") from None
+
+
+def _describe(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snapshots: list[int], folder: Path) -> None:
+    """Print what the run will do, and print and draw what each part of the network will learn at."""
     import matplotlib
     from matplotlib.figure import Figure
 
     profile = learning_rate_profile(task.model, task.optim)
-    print(describe_profile(profile), flush=True)
+    print(f"{describe_profile(profile)}\n{_plan(run, data, task, snapshots)}", flush=True)
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         plot_profile(profile, figure.subplots())
@@ -223,100 +289,21 @@ def _describe(task: SegmentationTask, folder: Path) -> None:
             figure.savefig(part, dpi=120)
 
 
-def _is_rank_zero() -> bool:
-    return getattr(rank_zero_only, "rank", 0) in (None, 0)
-
-
-def _forget(folder: Path) -> None:
-    if _is_rank_zero():
-        for part in ("checkpoints", "logs", "diagnostics"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-
-
-def data_fingerprint(root: Path) -> str:
-    """What tells one dataset from another without reading it: names and sizes of its shards, and its statistics."""
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("*/*/shard_*.parquet"), *root.glob("dataset_stats*.json")]):
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-        if path.suffix == ".json":
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_same_run(folder: Path, plain: Mapping[str, Any], fingerprint: str) -> None:
-    """Refuse to mix two runs in one folder."""
-    saved = folder / "logs" / "config.yaml"
-    if not (folder / "checkpoints" / "last.ckpt").is_file() or not saved.is_file():
-        return
-    advice = "choose another --run_dir, or begin anew with --resume never"
-    changed = differences(yaml.safe_load(saved.read_text(encoding="utf-8")), plain)
-    if changed:
-        shown = ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
-        raise ConfigError(f"{folder} holds a run of another configuration (it differs in {shown}); {advice}.")
-    if (folder / RUNNING).is_file() and read_json(folder / RUNNING)["data"] != fingerprint:
-        raise ConfigError(f"{folder} holds a run on other data than those now in the dataset's folder; {advice}.")
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / SUMMARY).is_file() and bool(read_json(folder / SUMMARY).get("finished"))
-
-
-def _checkpoint_to_resume(folder: Path, resume: Any) -> dict[str, Any] | None:
-    """Bring the checkpoint to go on from to ``last.ckpt`` and say where it stands.
-
-    Returns:
-        step, stopped, snapshots, seconds; None to begin at the beginning.
-    """
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume in (None, "never"):
-        return None
-    if resume == "auto":
-        if not last.is_file():
-            return None
-        checkpoint = load_checkpoint(last)
-    else:
-        checkpoint = sanitize_resume(load_checkpoint(resume))
-        if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
-            raise CheckpointError(
-                f"{resume} holds weights alone, not the state of a run; go on from a last.ckpt, or start from these "
-                "weights with --model.weights."
-            )
-        if _is_rank_zero() and Path(resume).resolve() != last.resolve():
-            write_checkpoint(last, checkpoint)
-            _carry_run(Path(resume).resolve().parent.parent, folder, checkpoint)
-    state = checkpoint.get("callbacks", {}).get("RunFiles", {})
-    return {
-        "step": int(checkpoint["global_step"]),
-        "stopped": bool(state.get("stopped", False)),
-        "snapshots": list(state.get("snapshots", [])),
-        "seconds": float(state.get("seconds", 0.0)),
-    }
-
-
-def _carry_run(source: Path, folder: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Take along the snapshots and the log of the run that a checkpoint comes from, where they are still there."""
-    state = checkpoint.get("callbacks", {}).get("RunFiles", {})
-    for name in [*(f"checkpoints/{n}" for n in [*state.get("snapshots", []), "best.ckpt"]), "logs/metrics.csv"]:
-        if (source / name).is_file() and not (folder / name).is_file():
-            with replacing(folder / name) as part:
-                shutil.copyfile(source / name, part)
-
-
-def _write_summary(folder: Path, fingerprint: str, done: Mapping[str, Any], parameters: int | None) -> None:
-    write_json(
-        folder / SUMMARY,
-        {
-            "finished": True,
-            "stopped_early": done["stopped"],
-            "steps": done["step"],
-            "seconds": done["seconds"],
-            "snapshots": list(done["snapshots"]),
-            "parameters": parameters,
-            "data": fingerprint,
-            "torch": torch.__version__,
-            "lightning": pl.__version__,
-        },
-    )
+def _plan(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snapshots: list[int]) -> str:
+    """Chips, steps, and the epochs of the snapshots."""
+    lakes = data.store.index["water_frac"].to_numpy() > 0
+    chips = {name: f"{len(rows)} ({int(lakes[rows].sum())} with a lake)" for name, rows in data.rows.items()}
+    epochs, named = run.trainer.max_epochs, run.checkpoints.snapshot_epochs or []
+    lines = [
+        f"Chips: {chips['train']} to train on, {chips['val']} to validate on; {task.steps_per_epoch} steps an epoch, "
+        f"{epochs} epochs.",
+        f"Snapshots for the soup: after epoch {', '.join(map(str, snapshots))}; the SWA phase begins with epoch "
+        f"{swa_first_epoch(run.optim, epochs) + 1}.",
+    ]
+    if beyond := [epoch for epoch in named if epoch > epochs]:
+        instead = "" if len(beyond) < len(named) else ", so the last epochs take their place"
+        lines.append(f"The run ends before the snapshots of epoch {', '.join(map(str, beyond))}{instead}.")
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

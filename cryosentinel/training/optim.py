@@ -113,7 +113,13 @@ def learning_rate(part: str, depth: int, config: OptimConfig) -> float:
 
 
 def freeze(model: nn.Module, depth: int, config: OptimConfig) -> None:
-    """Take the parts with a learning rate of zero out of the gradient."""
+    """Take the parts with a learning rate of zero out of the gradient.
+
+    Raises:
+        ConfigError: more blocks are to be frozen than there are.
+    """
+    if config.frozen_blocks > depth:
+        raise ConfigError(f"optim.frozen_blocks is {config.frozen_blocks}, but the encoder has {depth} blocks.")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and learning_rate(part_of(name, depth), depth, config) == 0:
             parameter.requires_grad_(False)
@@ -158,8 +164,6 @@ def build_optimizer(model: nn.Module, depth: int, config: OptimConfig) -> torch.
     Raises:
         ConfigError: nothing is left to learn.
     """
-    if config.frozen_blocks > depth:
-        raise ConfigError(f"optim.frozen_blocks is {config.frozen_blocks}, but the encoder has {depth} blocks.")
     freeze(model, depth, config)
     groups = parameter_groups(model, depth, config)
     if not groups:

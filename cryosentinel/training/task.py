@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cryosentinel.errors import InputError
-from cryosentinel.models.segmenter import SegmenterConfig, build_segmenter
+from cryosentinel.models.segmenter import SegmenterConfig, build_segmenter, without_weights
 from cryosentinel.models.tta import flip_logits
 from cryosentinel.sensors import MODALITIES, Statistics
 from cryosentinel.training.distance import DistanceCache
@@ -44,6 +44,7 @@ class SegmentationTask(pl.LightningModule):
         steps_per_epoch: optimiser steps an epoch, for the schedule.
         compile_model: compile the network with torch.compile (in place: names in checkpoints do not change).
         model: a network to use instead of building one; it must map a batch to logits (B, H, W) and know its ``depth``.
+        start_weights: load the weights that ``segmenter`` names; off where a checkpoint is about to bring them.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class SegmentationTask(pl.LightningModule):
         steps_per_epoch: int = 1,
         compile_model: bool = False,
         model: nn.Module | None = None,
+        start_weights: bool = True,
     ) -> None:
         super().__init__()
         self.hparams.update({"segmenter": dict(segmenter), "statistics": statistics, "seed": seed})
@@ -68,6 +70,7 @@ class SegmentationTask(pl.LightningModule):
         self.val_flips = val_flips
         self.steps_per_epoch = steps_per_epoch
         self.compile_model = compile_model
+        self.start_weights = start_weights
         self.distances = DistanceCache()
         self._sums: dict[str, Tensor] = {}
         self._confusion = torch.zeros(2, dtype=torch.long)
@@ -84,8 +87,9 @@ class SegmentationTask(pl.LightningModule):
         statistics = self.hparams["statistics"]
         # Initial weights come from their own seed: they do not depend on what was drawn before.
         torch.manual_seed(self.seed)
+        config = SegmenterConfig.from_dict(self.hparams["segmenter"])
         self.model = build_segmenter(
-            SegmenterConfig.from_dict(self.hparams["segmenter"]),
+            config if self.start_weights else without_weights(config),
             None if statistics is None else Statistics.from_dict(statistics),
         )
         self.hparams["statistics"] = self.model.statistics.as_dict()
