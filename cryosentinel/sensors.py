@@ -111,8 +111,16 @@ class Statistics:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Statistics:
-        """Read ``dataset_stats_v3.json``."""
-        return cls.from_dict(read_json(path))
+        """Read ``dataset_stats_v3.json``.
+
+        Raises:
+            InputError: the file is missing or not JSON, or holds no statistics of these bands.
+        """
+        value = read_json(path)
+        try:
+            return cls.from_dict(value)
+        except InputError as error:
+            raise InputError(f"{path} cannot be used: {error}") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write ``dataset_stats_v3.json``, atomically."""

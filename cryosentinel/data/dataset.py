@@ -220,12 +220,30 @@ class ChipDataModule(lightning.LightningDataModule):
         self.setup()
         rows = self.rows[split]
         if not len(rows):
-            counts = ", ".join(f"{len(at)} {name}" for name, at in self.rows.items())
-            raise InputError(
-                f"The {split} split of {self.root} is empty ({len(self.store)} chips give {counts}); use more data, "
-                'smaller blocks, a smaller buffer or buffer_rule "foreign".'
-            )
+            raise InputError(f"The {split} split of {self.root} is empty ({self._account()}.")
         return rows
+
+    def _account(self) -> str:
+        """Where the chips went, and what would bring more of them back."""
+        counts = ", ".join(f"{len(at)} {name}" for name, at in self.rows.items())
+        near, filtered = int((self.splits == "buffer").sum()), 0
+        if self.sanity is not None:
+            filtered = int((self.store.sanity(self.sanity) != "").sum())
+        other = len(self.store) - sum(map(len, self.rows.values())) - near - filtered
+        lost = [
+            f"{count} {why}"
+            for count, why in (
+                (filtered, f"fail the sanity filter at {self.sanity}"),
+                (near, "lie in the buffer"),
+                (other, "have no place, repeat one or are protected"),
+            )
+            if count
+        ]
+        asked = [name for name in ("regions", "years") if getattr(self, name) is not None]
+        whole = f"{len(self.store)} chips{' of these ' + ' and '.join(asked) if asked else ''} give {counts}"
+        advice = ["more data", *(f"more {name}" for name in asked), "another block_size"]
+        advice += ["a smaller buffer"] * bool(near) + ["sanity null"] * bool(filtered)
+        return f"{whole}{'; ' if lost else ''}{', '.join(lost)}); use {', '.join(advice[:-1])} or {advice[-1]}"
 
     def train_dataloader(self) -> DataLoader:
         """Batches of the training split, in the balanced order of the epoch."""
