@@ -7,6 +7,7 @@ once. Options, types and help of a subcommand come from the signature and docstr
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ COMMANDS = {
     "download": "fetch published chips from the hub, by region and year",
     "convert": "turn a checkpoint with a foreign pickle into safetensors, without running what it holds",
 }
+
+#: What a path that cannot be written or read raises; other errors of the system are bugs until shown otherwise.
+_PLACE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def _usage() -> str:
@@ -91,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         auto_cli(getattr(commands, name), args=rest, prog=f"cryosentinel {name}", as_positional=positional)
     except CryoSentinelError as error:
         print(f"cryosentinel: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not (isinstance(error, _PLACE) or error.errno in _FULL):
+            raise
+        text = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        print(f"cryosentinel: error: {text}; check the path, its rights and the free space.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cryosentinel: interrupted; run the same command again to go on.", file=sys.stderr)

@@ -74,6 +74,7 @@ def build_terramind(config: SegmenterConfig) -> nn.Module:
                 f"TerraMind needs TerraTorch, which cannot be imported ({error}); install it with `pip install "
                 "terratorch`."
             ) from error
+        warnings.simplefilter("ignore")  # again: importing all that may have put other filters first
         with _RatesOnCpu():
             net = EncoderDecoderFactory().build_model(
                 task="segmentation",

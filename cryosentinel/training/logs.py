@@ -83,6 +83,10 @@ class ProgressBar(TQDMProgressBar):
     In a notebook its own are widgets, which neither a log nor a static page can show.
     """
 
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """What stands behind the bar; the logger's version is the same in every run."""
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+
     def _plain(self, description: str) -> Any:
         return tqdm(
             desc=description, disable=self.is_disabled, leave=False, dynamic_ncols=True, smoothing=0, file=sys.stderr,
