@@ -249,6 +249,11 @@ class ChipDataModule(lightning.LightningDataModule):
         """Batches of the training split, in the balanced order of the epoch."""
         rows = self._rows("train")
         share = self.store.index["water_frac"].to_numpy()[rows]
+        if self.positive_ratio is not None and not (share > self.positive_threshold).any():
+            raise InputError(
+                f"None of the training chips of {self.root} is more than {self.positive_threshold:.1%} lake "
+                f"({self._account()}, or positive_ratio null."
+            )
         trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         sampler = BalancedSampler(share > self.positive_threshold, self.positive_ratio, self.seed, world, rank)
