@@ -12,6 +12,7 @@ from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.sensors import Statistics
 from cryosentinel.training.callbacks import EMA, CheckpointConfig, ema_decay
 from cryosentinel.training.fit import fit
+from cryosentinel.training.task import SegmentationTask
 
 
 def test_decay_warms_up():
@@ -61,18 +62,38 @@ def test_average_equals_a_plain_loop(tmp_path, small_dataset, monkeypatch):  # n
 
 
 @pytest.mark.usefixtures("small_network")
-def test_validation_uses_the_average(tmp_path, small_dataset, monkeypatch):  # noqa: F811
-    run = fit(configuration(small_dataset), run_dir=tmp_path / "run")
+def test_validation_uses_the_average_and_scores_all_chips_at_once(tmp_path, small_dataset):  # noqa: F811
+    """The score is the IoU summed over all batches with flips, of the averaged weights, by a plain loop."""
+    run = fit(configuration(small_dataset, **{"data.batch_size": 2}), run_dir=tmp_path / "run")
     snapshot = load_checkpoint(max(run.glob("checkpoints/step*.ckpt")))
     model = SmallSegmenter(statistics=Statistics.from_dict(snapshot["hyper_parameters"]["statistics"])).eval()
     model.load_state_dict({k.removeprefix("model."): v for k, v in snapshot["state_dict"].items()})
-    data = ChipDataModule(small_dataset, batch_size=3, buffer=0.0)
+    data = ChipDataModule(small_dataset, batch_size=2, buffer=0.0)
     data.setup()
-    intersection = union = 0
+    counts = []
     with torch.no_grad():
         for batch in data.val_dataloader():
             flipped = {k: v.flip(-1) if v.ndim > 3 else v for k, v in batch.items()}
             water = ((model(batch) + model(flipped).flip(-1)) >= 0) & batch["valid"]
             label = (batch["label"] > 0.5) & batch["valid"]
-            intersection, union = intersection + (water & label).sum(), union + (water | label).sum()
-    assert snapshot["val_iou"] == pytest.approx((intersection / union).item(), abs=1e-6)
+            counts.append([int((water & label).sum()), int((water | label).sum())])
+    intersection, union = map(sum, zip(*counts, strict=True))
+    assert snapshot["val_iou"] == pytest.approx(intersection / union, abs=1e-6)
+    mean_of_batches = sum(i / u for i, u in counts) / len(counts)
+    assert len(counts) == 2 and abs(mean_of_batches - intersection / union) > 1e-4  # the test can tell them apart
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_best_epoch_is_kept(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    scores = iter([0.3, 0.7, 0.5, 0.7])
+    score = SegmentationTask.on_validation_epoch_end
+
+    def given(self):
+        score(self)
+        self.val_iou = next(scores)
+
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", given)
+    run = fit(configuration(small_dataset), run_dir=tmp_path / "run")
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert (best["epoch"], best["val_iou"], best["weights"]) == (2, 0.7, "ema")
+    assert {p.name for p in run.glob("checkpoints/step*")} == {"step000012-iou0.500.ckpt", "step000016-iou0.700.ckpt"}

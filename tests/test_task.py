@@ -120,3 +120,46 @@ def test_blocks_are_frozen_before_a_strategy_looks(monkeypatch):
     task.configure_model()
     frozen = {n for n, p in task.named_parameters() if not p.requires_grad}
     assert "model.net.encoder.encoder.1.weight" in frozen and "model.net.encoder.encoder.2.weight" not in frozen
+
+
+def test_layerwise_rates_survive_compilation(monkeypatch):
+    """The compiled task's optimiser holds each parameter at the rate that it has in the plain one."""
+    from cryosentinel.training.optim import OptimConfig, build_optimizer
+
+    monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
+    rates = []
+    for compiled in (False, True):
+        task = SegmentationTask(SegmenterConfig().as_dict(), optim=OptimConfig(frozen_blocks=1), compile_model=compiled)
+        task.configure_model()
+        assert (task.model._compiled_call_impl is not None) is compiled
+        optimizer = build_optimizer(task.model, task.depth, task.optim)
+        by_parameter = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        rates.append({name: by_parameter.get(id(p)) for name, p in task.named_parameters()})
+    assert rates[0] == rates[1]
+    found = [rates[1][f"model.net.encoder.encoder.{block}.weight"] for block in range(3)]
+    assert found[0] is None and found[1:] == pytest.approx([6e-5 * 0.25 * 0.9**2, 6e-5 * 0.25 * 0.9])
+    assert rates[1]["model.net.decoder.2.weight"] == 6e-5
+
+
+def test_a_run_follows_the_schedule_into_the_swa_phase(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    """Every group's rate at every step of a real run; the phase's own rate is reached, and the log says so."""
+    from cryosentinel.training.optim import OptimConfig, SWAConfig, learning_rate, rate_at
+
+    monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
+    used: list[dict[str, float]] = []
+
+    def watch(self, *_):
+        used.append({group["name"]: group["lr"] for group in self.trainer.optimizers[0].param_groups})
+
+    monkeypatch.setattr(SegmentationTask, "on_before_optimizer_step", watch)
+    run = fit(configuration(small_dataset), run_dir=tmp_path / "run")
+    config = OptimConfig(lr=1e-2, warmup_epochs=1, swa=SWAConfig(start=0.5, lr=1e-3, anneal_epochs=1))
+    assert len(used) == 16 and len(used[0]) == 5
+    for step, rates in enumerate(used):
+        peaks = {part: learning_rate(part, 3, config) for part in rates}
+        assert rates == pytest.approx({part: rate_at(step, peak, config, 4, 4) for part, peak in peaks.items()})
+    assert used[4] != pytest.approx(used[8])
+    assert list(used[-1].values()) == pytest.approx([1e-3] * 5)  # every group, as torch's SWALR
+    rows = (run / "logs" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("lr")
+    assert float(rows[-1].split(",")[column]) == pytest.approx(1e-3)
