@@ -1,7 +1,10 @@
 """The study's network beside indices, a pixel classifier and other networks: same chips, same scores, and the cost.
 
 Every network is trained by the same task, loss, schedule and seed; only the model differs
-(:meth:`cryosentinel.stages.Study.fit`). Every threshold is the best one on the validation split.
+(:meth:`cryosentinel.stages.Study.fit`). Every threshold is the best one on the validation split, and so is the choice
+between a soup's two sets of BatchNorm statistics: averaged over its snapshots, or estimated anew on training chips. In
+a short run from random weights the running statistics of a deep convolutional encoder lag so far behind its weights
+that the averaged set alone would be no honest baseline.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ NETWORKS = {
     "terramind_dem": "TerraMind tiny, DEM",
 }
 OWN = "soup"
-NAMES = {**INDICES_AND_PIXELS, **NETWORKS, OWN: "TerraMind tiny, all bands (the study's soup)"}
+NAMES = {**INDICES_AND_PIXELS, **NETWORKS, OWN: "TerraMind tiny, all bands (the study's own)"}
 _COUNTED = "a count has no interval"
 _TIMED = "wall time on one machine, the minimum of several"
 
@@ -49,7 +52,8 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS), flips: int 
     Returns:
         Entries of the metrics file: ``compared_<name>_test_iou[_truth]`` and ``compared_soup_minus_<name>_test_iou
         [_truth]`` with intervals over the same resampled blocks, ``compared_<name>_parameters`` and
-        ``compared_<name>_seconds_a_chip`` (flips included).
+        ``compared_<name>_seconds_a_chip`` (flips included), and ``compared_<name>_val_iou_averaged`` and
+        ``..._reestimated``, without flips: the two sets of BatchNorm statistics that the choice was between.
     """
     from cryosentinel.evaluation.baselines import baseline
     from cryosentinel.evaluation.bootstrap import difference, estimate
@@ -59,7 +63,15 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS), flips: int 
     from cryosentinel.models.segmenter import parameter_counts
 
     source = f"cryosentinel.comparison, preset {study.preset}, seed {study.seed}"
-    soups = {name: study.soup(None if name == OWN else name) for name in (*networks, OWN)}
+    entries, soups = {}, {}
+    for name in (*networks, OWN):
+        network = None if name == OWN else name
+        variants = {"averaged": study.soup(network), "reestimated": study.reestimated_soup(network)}
+        tables = {which: study.evaluate(path, 1, ("val",)).table("val") for which, path in variants.items()}
+        scores = {which: estimate(of_one) for which, of_one in tables.items()}
+        for which, score in scores.items():
+            entries[f"compared_{name}_val_iou_{which}"] = score.entry(study.kind, source)
+        soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
     found = {name: study.baseline(name) for name in INDICES_AND_PIXELS}
     found |= {name: study.evaluate(path, flips=flips) for name, path in soups.items()}
     thresholds = {name: best_threshold(e.table("val"), thresholds=ALL_THRESHOLDS) for name, e in found.items()}
@@ -73,7 +85,6 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS), flips: int 
     _, batch = next(chip_batches(module.store, study.rows("test")["test"], 4))
     seconds = seconds_a_chip(predictors, batch)
 
-    entries = {}
     references = [reference for split, reference in found[OWN].tables if split == "test"]
     for name, evaluation in found.items():
         for reference in references:
@@ -151,11 +162,13 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
         score = entries[f"compared_{name}_test_iou{tail}"]
         gain = entries.get(f"compared_{OWN}_minus_{name}_test_iou{tail}")
         parameters = entries[f"compared_{name}_parameters"]["value"]
+        variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
         rows[NAMES[name]] = {
             f"test IoU, {against}": f"{score['value']:.3f}",
             "95 %": _span(score, ".3f"),
             "soup minus this": "" if gain is None else f"{gain['value']:+.3f}",
             "95 % of the difference": "" if gain is None else _span(gain, "+.3f"),
+            "validation IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
             "parameters, millions": "none" if parameters is None else f"{parameters / 1e6:.1f}",
             "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
         }

@@ -249,18 +249,18 @@ class Study:
                 make_soup(run)
         return path
 
-    def reestimated_soup(self, batches: int = 32, **overrides: Any) -> Path:
+    def reestimated_soup(self, network: str | None = None, batches: int = 32, **overrides: Any) -> Path:
         """The soup with BatchNorm statistics estimated anew on training chips, as ``soup_reestimated.ckpt`` beside it.
 
         Args:
+            network, overrides: as for :meth:`fit`.
             batches: of the first epoch's order, not augmented, of the run's batch size.
-            overrides: as for :meth:`fit`.
         """
         from cryosentinel.evaluation.evaluate import chip_batches
         from cryosentinel.models.checkpoint import save_checkpoint
         from cryosentinel.models.soup import reestimate_batchnorm
 
-        soup = self.soup(**overrides)
+        soup = self.soup(network, **overrides)
         path = soup.with_name("soup_reestimated.ckpt")
         if path.is_file() and path.stat().st_mtime >= soup.stat().st_mtime:
             return path
@@ -270,7 +270,8 @@ class Study:
         count = min(batches, len(loader.sampler) // module.batch_size) * module.batch_size
         chosen = module.rows["train"][loader.sampler.order(0)[:count]]
         segmenter = open_segmenter(soup)
-        with self.making("batchnorm", f"BatchNorm statistics of the soup, from {count} training chips."):
+        run = soup.parent.parent.name
+        with self.making("batchnorm", f"BatchNorm statistics of the soup of {run}, from {count} training chips."):
             drawn = (batch for _, batch in chip_batches(module.store, chosen, module.batch_size))
             layers = reestimate_batchnorm(segmenter, drawn)
             save_checkpoint(path, segmenter, batchnorm={"layers": layers, "chips": count})

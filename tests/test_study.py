@@ -269,6 +269,11 @@ def test_another_network_is_compared_on_the_same_chips(
         for tail in ("", "_truth"):
             assert 0 <= entries[f"compared_{name}_test_iou{tail}"]["value"] <= 1
         assert entries[f"compared_{name}_seconds_a_chip"]["value"] > 0
+        if name in ("terramind_dem", "soup"):
+            assert (
+                entries[f"compared_{name}_val_iou_averaged"]["n"]
+                == entries[f"compared_{name}_val_iou_reestimated"]["n"]
+            )
     own, other = (entries[f"compared_{name}_test_iou_truth"]["value"] for name in ("soup", "terramind_dem"))
     gain = entries["compared_soup_minus_terramind_dem_test_iou_truth"]["value"]
     assert gain == pytest.approx(own - other) and "compared_soup_minus_soup_test_iou" not in entries

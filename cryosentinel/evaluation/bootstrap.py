@@ -80,7 +80,7 @@ def _reason(value: float, bearing: int, blocks: int) -> str:
     if not math.isfinite(value):
         return "the score is not defined: no chip has what it divides by (no lake, or nothing predicted)"
     if bearing < MIN_LAKE_BLOCKS:
-        return f"{bearing} of {blocks} split blocks hold lake; an interval needs at least {MIN_LAKE_BLOCKS}"
+        return f"{bearing} of {blocks} split blocks hold lake, {MIN_LAKE_BLOCKS} are needed"
     return ""
 
 

@@ -261,6 +261,7 @@ def training_curves(log: pd.DataFrame, kind: str) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3, linewidth=0.6)
     axes[0].set_yscale("symlog", linthresh=0.01)
+    axes[2].set_ylim(bottom=0)
     if len(terms) > 1:
         figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(terms))
     return figure
