@@ -211,7 +211,7 @@ def test_too_few_lake_blocks_give_a_reason_instead_of_an_interval():
     assert found.lake_blocks < 20 and found.low is None and found.high is None
     assert f"{found.lake_blocks} of 26 split blocks hold lake" in found.reason
     entry = found.entry("simulated", "test")
-    assert entry["value"] == found.value and entry["low"] is None and "at least 20" in entry["reason"]
+    assert entry["value"] == found.value and entry["low"] is None and "20 are needed" in entry["reason"]
 
 
 def test_paired_comparison_is_narrower_and_signed():
