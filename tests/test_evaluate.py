@@ -104,7 +104,7 @@ def test_files_follow_the_published_layout(tmp_path):
     assert set(sweep["0.50"]) == {"val", "test", "val_truth", "test_truth"}
     regions = json.loads((tmp_path / "per_region_breakdown.json").read_text())
     assert list(regions) == ["ile_alatau", "tien_shan_full"]
-    assert sum(r["n"] for r in regions.values()) == 12 and "at least 20" in regions["ile_alatau"]["reason"]
+    assert sum(r["n"] for r in regions.values()) == 12 and "20 are needed" in regions["ile_alatau"]["reason"]
     assert {"raw", "val", "raw_truth", "val_truth"} <= set(regions["ile_alatau"])
 
 
