@@ -50,6 +50,7 @@ def simulate(
     preset: Preset = "quick",
     chips: int | None = None,
     seed: int | None = None,
+    regions: list[str] | None = None,
     workers: int = 2,
 ) -> None:
     """Write the embedded benchmark: simulated chips in the published format, the known truth in a sibling folder.
@@ -59,6 +60,7 @@ def simulate(
         preset: number of places, windows and years.
         chips: about so many chips instead of the preset's number.
         seed: another draw of the same kind; the preset's own by default.
+        regions: only these of the twelve, as [ile_alatau,tien_shan_full]; the preset's own by default.
         workers: processes; the chips do not depend on it.
     """
     from dataclasses import replace
@@ -68,6 +70,7 @@ def simulate(
 
     config = PRESETS[preset] if chips is None else PRESETS[preset].scaled(chips)
     config = config if seed is None else replace(config, seed=seed)
+    config = config if regions is None else replace(config, regions=tuple(regions))
     print(run(root, config, workers=workers))
 
 

@@ -50,6 +50,15 @@ def test_bad_input_is_one_sentence_and_status_2(words: list[str], sentence: str,
     assert "Traceback" not in result.stderr
 
 
+def test_simulated_chips_of_chosen_regions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    monkeypatch.setattr("cryosentinel.data.simulate.simulate", lambda root, config, workers: asked.append(config))
+    assert cli.main(["simulate", "x", "--chips", "240", "--regions", "[ile_alatau,zhetysu_alatau]"]) == 0
+    assert asked[0].regions == ("ile_alatau", "zhetysu_alatau") and abs(asked[0].expected_chips - 240) < 40
+    assert cli.main(["simulate", "x", "--regions", "[atlantis]"]) == 2
+    assert "There is no region ['atlantis']; known are hindu_kush" in capsys.readouterr().err
+
+
 def test_unknown_key_of_a_config_file_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "simulate.yaml"
     config.write_text(f"root: {tmp_path / 'chips'}\npresets: quick\n")
