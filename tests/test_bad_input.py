@@ -239,6 +239,17 @@ def test_weights_to_start_from_that_do_not_fit(chips, refused, checkpoints):
     )
 
 
+def test_a_hub_that_cannot_be_reached_leaves_the_local_file(chips, refused, monkeypatch):
+    from cryosentinel.errors import HubError
+
+    def unreachable(address: str) -> None:
+        raise HubError(f"{address} is not in the local cache and the hub cannot be reached; try again.")
+
+    monkeypatch.setattr("cryosentinel.hub.download_file", unreachable)
+    said = refused(*_fit(chips, "--model.pretrained", "true"))
+    assert "TerraMind_v1_tiny.pt is not in" in said and "try again, or name a local file of weights (model.w" in said
+
+
 def test_a_harmful_file_never_runs(chips, refused, checkpoints):
     harm = checkpoints["harm"]
     run = Path("run/checkpoints")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.models.reading import load_checkpoint
 from cryosentinel.models.refiner import IndexRefiner
 from cryosentinel.models.statedict import is_backbone, load_backbone, load_state, segmenter_state
@@ -320,7 +320,10 @@ def _load_initial(segmenter: Segmenter, source: str) -> None:
     if source.startswith("hf://"):
         from cryosentinel.hub import download_file
 
-        path = str(download_file(source))
+        try:
+            path = str(download_file(source))
+        except HubError as error:
+            raise HubError(f"{str(error).rstrip('.')}, or name a local file of weights (model.weights).") from None
     checkpoint = load_checkpoint(path)
     if is_backbone(checkpoint["state_dict"]):
         load_backbone(segmenter.net, checkpoint["state_dict"], source)
