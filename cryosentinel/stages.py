@@ -290,17 +290,21 @@ class Study:
             return self.soup()
         return resolve_checkpoint(ckpt, runs)
 
-    def diagnostics(self, checkpoint: Path, flips: int) -> Path:
+    def diagnostics(self, checkpoint: Path, flips: int, bf16: bool = False) -> Path:
         """Where an evaluation is kept: the run's ``diagnostics`` for the soup of a run, else the study's own folder."""
         run = checkpoint.parent.parent
         ours = run == self.run or run.parent == self.run / "networks"
-        if checkpoint.name == SOUP and flips == 4 and ours and not self.by_hand:
+        if checkpoint.name == SOUP and flips == 4 and not bf16 and ours and not self.by_hand:
             return run / "diagnostics"
-        name = f"{checkpoint.stem}_flips{flips}"
+        name = f"{checkpoint.stem}_flips{flips}{'_bf16' if bf16 else ''}"
         return self.out / "diagnostics" / (name if run == self.run else f"{run.name}_{name}")
 
     def evaluate(
-        self, ckpt: str | os.PathLike[str] = SOUP, flips: int = 4, splits: Sequence[str] = ("val", "test")
+        self,
+        ckpt: str | os.PathLike[str] = SOUP,
+        flips: int = 4,
+        splits: Sequence[str] = ("val", "test"),
+        bf16: bool = False,
     ) -> Evaluation:
         """Scores of a checkpoint against the labels, and against the known truth where there is one.
 
@@ -308,12 +312,13 @@ class Study:
             ckpt: as for :meth:`checkpoint`.
             flips: test-time flips, 1 or 4.
             splits: which splits.
+            bf16: run the network in bfloat16 where it may.
         """
         from cryosentinel.evaluation.predictors import model_predictor
 
         path = self.checkpoint(os.fspath(ckpt))
-        predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips)
-        return self._evaluate(predict, self.diagnostics(path, flips), sha256(path), splits)
+        predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips, bf16=bf16)
+        return self._evaluate(predict, self.diagnostics(path, flips, bf16), sha256(path), splits)
 
     def baseline(self, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
         """Scores of a baseline, by the same code as the network's.

@@ -261,7 +261,7 @@ def test_another_network_is_compared_on_the_same_chips(
 ) -> None:
     monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
     study = Study("tiny", out=tmp_path)
-    entries = comparison.compare(study, networks=("terramind_dem",), flips=1)
+    entries = comparison.compare(study, networks=("terramind_dem",))
     run = tiny_study.outputs / "runs" / "tiny" / "networks" / "tiny_terramind_dem"
     saved = yaml.safe_load((run / "logs" / "config.yaml").read_text())
     assert saved["model"]["modalities"] == ["DEM"] and saved["trainer"]["limit_train_batches"] == 3
