@@ -194,7 +194,7 @@ def verdict(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") ->
 
 
 def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "truth") -> Figure:
-    """Score over cost: test IoU with its interval against seconds a chip.
+    """Score and cost side by side, the best on top: test IoU with its interval, seconds a chip.
 
     Args:
         entries: from :func:`compare`.
@@ -206,18 +206,26 @@ def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "tr
     from cryosentinel.evaluation.figures import COLOURS
 
     tail = "" if against == "label" else f"_{against}"
-    figure, ax = plt.subplots(figsize=(8.0, 4.4), layout="constrained")
-    for name in _compared(entries, against):
-        score, cost = entries[f"compared_{name}_test_iou{tail}"], entries[f"compared_{name}_seconds_a_chip"]["value"]
-        known = score["low"] is not None
-        error = [[score["value"] - score["low"]], [score["high"] - score["value"]]] if known else None
+    scores = {name: entries[f"compared_{name}_test_iou{tail}"] for name in _compared(entries, against)}
+    names = sorted(scores, key=lambda name: scores[name]["value"])
+    height = 1.2 + 0.36 * len(names)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.0, height), width_ratios=(3, 2), sharey=True, layout="constrained"
+    )
+    for i, name in enumerate(names):
         group = 0 if name == OWN else 1 if name in NETWORKS else 2
-        ax.errorbar(cost, score["value"], yerr=error, color=COLOURS[group], marker="oDs"[group], capsize=3, linewidth=1)
-        short = "soup, all bands" if name == OWN else NAMES[name].partition(", gradient")[0]
-        ax.annotate(short, (cost, score["value"]), textcoords="offset points", xytext=(7, 5), fontsize=8)
-    ax.set(xscale="log", ylim=(0, 1), xlabel="seconds a chip (log scale), no flips",
-           ylabel=f"global IoU, test, against the {against}")  # fmt: skip
-    ax.margins(x=0.25)
-    ax.grid(alpha=0.3, linewidth=0.6)
-    ax.set_title(f"{kind}; whiskers: 95 % over split blocks; thresholds from validation", fontsize=9)
+        value, low, high = (scores[name][key] for key in ("value", "low", "high"))
+        error = [[value - low], [high - value]] if low is not None else None
+        style = {"color": COLOURS[group], "marker": "oDs"[group]}
+        left.errorbar(value, i, xerr=error, capsize=3, linewidth=1, **style)
+        seconds = entries[f"compared_{name}_seconds_a_chip"]["value"]
+        right.plot(seconds, i, linestyle="none", **style)
+        right.annotate(f"{seconds:.2g}", (seconds, i), textcoords="offset points", xytext=(6, -3), fontsize=8)
+    left.set_yticks(range(len(names)), [NAMES[name].partition(", gradient")[0] for name in names], fontsize=9)
+    left.set(xlim=(0, 1), xlabel=f"global IoU, test, against the {against}")
+    right.set(xscale="log", xlabel="seconds a chip (log scale)")
+    right.margins(x=0.2)
+    for ax in (left, right):
+        ax.grid(alpha=0.3, linewidth=0.6)
+    figure.suptitle(f"{kind}; whiskers: 95 % over split blocks; thresholds from validation", fontsize=9)
     return figure
