@@ -164,12 +164,10 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
         parameters = entries[f"compared_{name}_parameters"]["value"]
         variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
         rows[NAMES[name]] = {
-            f"test IoU, {against}": f"{score['value']:.3f}",
-            "95 %": _span(score, ".3f"),
-            "soup minus this": "" if gain is None else f"{gain['value']:+.3f}",
-            "95 % of the difference": "" if gain is None else _span(gain, "+.3f"),
-            "validation IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
-            "parameters, millions": "none" if parameters is None else f"{parameters / 1e6:.1f}",
+            f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
+            "soup minus this (95 %)": "" if gain is None else f"{gain['value']:+.3f} ({_span(gain, '+.3f')})",
+            "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
+            "million parameters": "none" if parameters is None else f"{parameters / 1e6:.1f}",
             "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
         }
     return pd.DataFrame(rows).T

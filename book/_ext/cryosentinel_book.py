@@ -253,7 +253,7 @@ class Benchmarks(SphinxDirective):
                     result["what"],
                     _quantity(result["ours"], result["unit"]),
                     peer,
-                    "" if result["ratio"] is None else f"{result['ratio']:.3g}",
+                    "" if result["ratio"] is None else _quantity(result["ratio"], "").strip(),
                     str(result["goal"] or ""),
                     f"{result['date'][:10]}, {result['machine']['cpu']}, {result['machine']['cores']} cores",
                 ]
@@ -263,7 +263,7 @@ class Benchmarks(SphinxDirective):
 
 
 def _quantity(value: float, unit: str) -> str:
-    return f"{value:.3g} {unit}"
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 # ------------------------------------------------------------------------------------------------------------- set-up

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cryosentinel_book import _table
+from cryosentinel_book import _quantity, _table
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
@@ -47,10 +47,6 @@ def gpu_nodes(results: Mapping[str, Any] | None) -> list[nodes.Node]:
     ]
     titles = ["What", "Value", "Of the matrix rate", "Goal"]
     return [said, _table(titles, rows, ["benchmarks"])]
-
-
-def _quantity(value: float, unit: str) -> str:
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def _paragraph(text: str) -> nodes.paragraph:
