@@ -37,7 +37,11 @@ class Device:
             raise BenchmarkError("torch finds no GPU here; leave --device out to check the script on the CPU.")
         self.kind = "cpu" if wanted == "cpu" or not torch.cuda.is_available() else "cuda"
         self.warmup = 3 if self.kind == "cuda" else 1
-        self.name = torch.cuda.get_device_name() if self.kind == "cuda" else machine()["cpu"]
+        if self.kind == "cuda":
+            self.name = torch.cuda.get_device_name()
+        else:
+            threads = torch.get_num_threads()
+            self.name = f"{machine()['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
 
     def wait(self) -> None:
         """Wait until everything that was sent to the GPU is done."""

@@ -83,7 +83,7 @@ class Plan:
 
 PLANS = {
     "cuda": Plan(),
-    "cpu": Plan(TINY, 128, (2, 1), train_batch=2, limit=4, sides=(2048,), rounds=3, goal=None, minutes=60.0),
+    "cpu": Plan(TINY, 128, (2, 1), train_batch=2, limit=4, sides=(1024, 2048, 4096), rounds=3, goal=None, minutes=60.0),
 }
 
 
