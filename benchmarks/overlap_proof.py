@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cryosentinel.data.certificate import Certificate, certificate, chips_overlap, earth_centred
 from cryosentinel.data.split import assign_splits
+from cryosentinel.data.split_check import Certificate, certificate, chips_overlap, earth_centred
 from cryosentinel.geo import chip_grid
 from cryosentinel.sensors import CHIP_STRIDE, PIXEL_SIZE_M, REGIONS, SNAPSHOT_YEARS
 

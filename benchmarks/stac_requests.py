@@ -26,9 +26,9 @@ COARSE = {"B01": 6, "B05": 2, "B06": 2, "B07": 2, "B8A": 2, "B09": 6, "B11": 2, 
 
 def _scenes(files: Any, strides: int) -> list[dict[str, Any]]:
     """One clear Sentinel-2 scene, one Sentinel-1 pass and an elevation tile of ``strides`` x 112 pixels a side."""
-    from cryosentinel.data.ingest import loopback
-    from cryosentinel.data.simulate.field import render_scene
+    from cryosentinel.ingest import loopback
     from cryosentinel.sensors import S2_BANDS
+    from cryosentinel.simulate.field import render_scene
 
     loopback.BLOCK = BLOCK
     tile = render_scene(EPSG, LEFT, TOP, 336, 336, YEAR, SEED)
@@ -72,7 +72,7 @@ def _lakes(path: Path, strides: int) -> None:
 
 def ours(stac: str, folder: str) -> None:
     """Ingest."""
-    from cryosentinel.data.ingest import ingest
+    from cryosentinel.ingest import ingest
 
     box = json.loads((Path(folder) / "box.json").read_text(encoding="utf-8"))
     ingest("square", YEAR, Path(folder) / "lakes.gpkg", stac, Path(folder) / "out", box, progress=False)
@@ -104,7 +104,7 @@ def measure(strides: int) -> dict[str, dict[str, float]]:
     """Requests, bytes and seconds of both, and the number of chips."""
     from pyproj import Transformer
 
-    from cryosentinel.data.ingest import loopback
+    from cryosentinel.ingest import loopback
 
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name, loopback.serve_files(Path(name)) as files:

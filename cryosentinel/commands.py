@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from cryosentinel.data.ingest import Settings
+    from cryosentinel.ingest import Settings
 
 Preset = Literal["tiny", "quick", "standard"]
 
@@ -33,7 +33,7 @@ def study(
         seeds: of several training runs, as 17,42,1337: mean and spread of every figure go to OUT/seeds.json.
     """
     from cryosentinel.errors import ConfigError
-    from cryosentinel.study import run_seeds, run_study
+    from cryosentinel.study.chapters import run_seeds, run_study
 
     if seeds:
         try:
@@ -65,8 +65,8 @@ def simulate(
     """
     from dataclasses import replace
 
-    from cryosentinel.data.simulate import PRESETS
-    from cryosentinel.data.simulate import simulate as run
+    from cryosentinel.simulate import PRESETS
+    from cryosentinel.simulate import simulate as run
 
     config = PRESETS[preset] if chips is None else PRESETS[preset].scaled(chips)
     config = config if seed is None else replace(config, seed=seed)
@@ -109,7 +109,7 @@ def evaluate(
     import pandas as pd
 
     from cryosentinel.evaluation.summary import headline
-    from cryosentinel.stages import Study
+    from cryosentinel.study.stages import Study
 
     study = Study(preset, out=out, data=data or "", notebook="evaluate", model=model, statistics=statistics)
     result = study.evaluate(ckpt, flips=flips)
@@ -143,7 +143,7 @@ def audit(
     """
     from cryosentinel.evaluation.bootstrap import estimate
     from cryosentinel.files import write_text
-    from cryosentinel.stages import Study
+    from cryosentinel.study.stages import Study
 
     study = Study(preset, out=out, data=data or "", notebook="audit", model=model, statistics=statistics)
     result = study.audit(ckpt, worst=worst, control=control)
@@ -159,7 +159,7 @@ def audit(
 def predict(
     scenes: list[Path],
     ckpt: str = "soup.ckpt",
-    out: Path = Path("outputs/predictions"),
+    out: Path | None = None,
     threshold: float = 0.5,
     flips: Literal[1, 2, 4] = 4,
     overlap: int = 112,
@@ -173,7 +173,7 @@ def predict(
     Args:
         scenes: GeoTIFFs of 12 Sentinel-2 bands, VV, VH and elevation, projected, 10 m (see: cryosentinel stack).
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
-        out: folder for SCENE_probability.tif and SCENE_water.tif.
+        out: folder for SCENE_probability.tif and SCENE_water.tif; outputs/predictions by default.
         threshold: probability from which a pixel is water.
         flips: test-time flips averaged in logit space.
         overlap: pixels that neighbouring windows share.
@@ -182,14 +182,21 @@ def predict(
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
+    from cryosentinel import paths
     from cryosentinel.mapping.scene import predict_scene
     from cryosentinel.models.checkpoint import resolve_checkpoint
-    from cryosentinel.runs import open_segmenter, outputs
+    from cryosentinel.runs import open_segmenter
 
-    segmenter = open_segmenter(resolve_checkpoint(ckpt, outputs() / "runs"), model, statistics, device)
+    segmenter = open_segmenter(resolve_checkpoint(ckpt, paths.runs()), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
-            segmenter, scene, out, threshold=threshold, flips=flips, overlap=overlap, batch_size=batch_size
+            segmenter,
+            scene,
+            out or paths.predictions(),
+            threshold=threshold,
+            flips=flips,
+            overlap=overlap,
+            batch_size=batch_size,
         )
         share = result["water_pixels"] / max(1, result["valid_pixels"])
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")
@@ -293,8 +300,8 @@ def ingest(
         allow_failed: write the dataset although some windows could not be read.
         settings: collections, seasons, cloud and radar limits.
     """
-    from cryosentinel.data.ingest import ingest as run
-    from cryosentinel.data.ingest import parse_box
+    from cryosentinel.ingest import ingest as run
+    from cryosentinel.ingest import parse_box
 
     files = inventory if isinstance(inventory, list) else [inventory]
     box = parse_box(bbox) if bbox else None
@@ -308,9 +315,9 @@ def convert(src: str, dst: Path) -> None:
         src: the checkpoint (.ckpt, .pt): a path, a bare name found in the latest run, or hf://owner/repo/path.
         dst: the .safetensors file to write.
     """
+    from cryosentinel import paths
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.models.convert import convert as run
-    from cryosentinel.runs import outputs
 
-    path = Path(src) if Path(src).is_file() else resolve_checkpoint(src, outputs() / "runs")
+    path = Path(src) if Path(src).is_file() else resolve_checkpoint(src, paths.runs())
     print(run(path, dst))

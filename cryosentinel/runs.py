@@ -14,39 +14,6 @@ if TYPE_CHECKING:
 SOUP = "soup.ckpt"
 
 
-def _root() -> Path | None:
-    here = Path.cwd()
-    root = here if (here / "notebooks").is_dir() else Path(__file__).resolve().parents[1]
-    return root if (root / "notebooks").is_dir() else None
-
-
-def project_root() -> Path:
-    """The repository's root: the working folder where that is one, else where the package's source lies.
-
-    Raises:
-        InputError: neither is one; the study needs its notebooks and configurations.
-    """
-    root = _root()
-    if root is None:
-        raise InputError(f"The folder {Path.cwd()} holds no notebooks; run from the root of a clone of the repository.")
-    return root
-
-
-def outputs() -> Path:
-    """The folder of everything generated: ``$CRYOSENTINEL_OUTPUTS``, else ``outputs`` in the repository's root.
-
-    Outside a clone it is ``outputs`` in the working folder.
-    """
-    given = os.environ.get("CRYOSENTINEL_OUTPUTS")
-    return Path(given).resolve() if given else (_root() or Path.cwd()) / "outputs"
-
-
-def shown(path: Path) -> str:
-    """A path as pages show it: from the repository's root where it lies inside, else its name alone."""
-    root = project_root()
-    return path.resolve().relative_to(root).as_posix() if path.resolve().is_relative_to(root) else path.name
-
-
 def snapshots(run: str | os.PathLike[str]) -> list[Path]:
     """The snapshots of a run folder, in order of their steps.
 

@@ -16,10 +16,10 @@ from pyproj import Transformer
 from rasterio import features
 
 from cryosentinel.data.chips import Chip, read_shard
-from cryosentinel.data.ingest import Settings
-from cryosentinel.data.ingest.loopback import Loopback, make_item, serve_files, serve_stac
-from cryosentinel.data.simulate.field import render_scene
+from cryosentinel.ingest import Settings
+from cryosentinel.ingest.loopback import Loopback, make_item, serve_files, serve_stac
 from cryosentinel.sensors import S2_BANDS
+from cryosentinel.simulate.field import render_scene
 
 EPSG, LEFT, TOP, SIDE, SEED, YEAR = 32643, 1120.0 * 600, 1120.0 * 4280, 448, 7, 2023
 REGION = "ile_alatau"

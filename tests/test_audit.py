@@ -13,8 +13,8 @@ from cryosentinel.errors import ConfigError
 from cryosentinel.evaluation import audit as audits
 from cryosentinel.evaluation import metrics
 from cryosentinel.evaluation.audit import against_truth, audit
+from cryosentinel.evaluation.audit_masks import AuditRule, core
 from cryosentinel.evaluation.evaluate import evaluate
-from cryosentinel.evaluation.witnesses import AuditRule, core
 
 SIZE = 48
 BIG, SMALL, NOTHING = (slice(8, 32), slice(8, 32)), (slice(8, 32), slice(8, 18)), (slice(0, 0), slice(0, 0))

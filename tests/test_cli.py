@@ -52,7 +52,7 @@ def test_bad_input_is_one_sentence_and_status_2(words: list[str], sentence: str,
 
 def test_simulated_chips_of_chosen_regions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
-    monkeypatch.setattr("cryosentinel.data.simulate.simulate", lambda root, config, workers: asked.append(config))
+    monkeypatch.setattr("cryosentinel.simulate.simulate", lambda root, config, workers: asked.append(config))
     assert cli.main(["simulate", "x", "--chips", "240", "--regions", "[ile_alatau,zhetysu_alatau]"]) == 0
     assert asked[0].regions == ("ile_alatau", "zhetysu_alatau") and abs(asked[0].expected_chips - 240) < 40
     assert cli.main(["simulate", "x", "--regions", "[atlantis]"]) == 2

@@ -15,8 +15,8 @@ from cryosentinel.data.chips import Chip  # noqa: E402
 from cryosentinel.errors import InputError  # noqa: E402
 from cryosentinel.evaluation import metrics  # noqa: E402
 from cryosentinel.evaluation.evaluate import evaluate, score_maps, table_path  # noqa: E402
-from cryosentinel.evaluation.maps import ProbabilityMaps  # noqa: E402
 from cryosentinel.evaluation.predictors import model_predictor  # noqa: E402
+from cryosentinel.evaluation.probability_maps import ProbabilityMaps  # noqa: E402
 from cryosentinel.evaluation.scores import INVALID, read_scores  # noqa: E402
 from cryosentinel.evaluation.summary import headline  # noqa: E402
 

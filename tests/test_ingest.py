@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryosentinel.data.ingest import ingest
 from cryosentinel.data.store import ChipStore
+from cryosentinel.ingest import ingest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from cryosentinel.data.ingest import ingest
-from cryosentinel.data.ingest.composite import choose, offset_of, reflectance
-from cryosentinel.data.ingest.loopback import write_cog
-from cryosentinel.data.ingest.reading import BrokenAssetError
 from cryosentinel.errors import InputError
+from cryosentinel.ingest import ingest
+from cryosentinel.ingest.composite import choose, offset_of, reflectance
+from cryosentinel.ingest.loopback import write_cog
+from cryosentinel.ingest.reading import BrokenAssetError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 

@@ -13,10 +13,10 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from shapely.geometry import box, mapping
 
-from cryosentinel.data.ingest.dem import read_dem
-from cryosentinel.data.ingest.loopback import serve_files, write_cog
-from cryosentinel.data.ingest.reading import gdal, signer
 from cryosentinel.errors import HubError
+from cryosentinel.ingest.dem import read_dem
+from cryosentinel.ingest.loopback import serve_files, write_cog
+from cryosentinel.ingest.reading import gdal, signer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 ARC_SECOND = 1 / 3600

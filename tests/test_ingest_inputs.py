@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import shapely
 
-from cryosentinel.data.ingest import Settings, ingest, parse_box
-from cryosentinel.data.ingest.grid import Cell, all_cells, centres, make_windows, region_box, with_background, zones
-from cryosentinel.data.ingest.labels import burn, label_of, lake_cells, nearest_year, outlines_of, read_inventory
 from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.geo import chip_grid, utm_epsg
+from cryosentinel.ingest import Settings, ingest, parse_box
+from cryosentinel.ingest.grid import Cell, all_cells, centres, make_windows, region_box, with_background, zones
+from cryosentinel.ingest.inventory import burn, label_of, lake_cells, nearest_year, outlines_of, read_inventory
 
 BOX = (77.0, 43.0, 77.2, 43.2)
 LAKE = shapely.box(77.1, 43.1, 77.103, 43.102)

@@ -13,11 +13,11 @@ from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 from rasterio.control import GroundControlPoint
 
-from cryosentinel.data.ingest import ingest
-from cryosentinel.data.ingest.grd import calibration_table, read_grd, sigma_nought, wants_calibration
-from cryosentinel.data.ingest.loopback import serve_files
-from cryosentinel.data.ingest.radar import in_decibels, lee, passes, to_db
 from cryosentinel.errors import InputError
+from cryosentinel.ingest import ingest
+from cryosentinel.ingest.grd import calibration_table, read_grd, sigma_nought, wants_calibration
+from cryosentinel.ingest.loopback import serve_files
+from cryosentinel.ingest.sentinel1 import in_decibels, lee, passes, to_db
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 

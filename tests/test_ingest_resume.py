@@ -11,8 +11,8 @@ from pathlib import Path
 import ingest_world as world
 import pytest
 
-from cryosentinel.data.ingest import build, ingest, reading, staging, window
 from cryosentinel.errors import HubError, InputError
+from cryosentinel.ingest import ingest, pipeline, reading, staging, window
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 SMALL = replace(world.FAST, window=1)  # a window a chip
@@ -64,7 +64,7 @@ def test_failed_windows_may_be_left_out_when_asked_to(run, running, monkeypatch)
             return window.Result(failure="The server is down.")
         return window.build_window(task)
 
-    monkeypatch.setattr(build, "build_window", some)
+    monkeypatch.setattr(pipeline, "build_window", some)
     result = run(allow_failed=True)
     assert sorted(result.index["status"]) == ["kept", "kept", "kept", "server_down"]
 
@@ -109,7 +109,7 @@ def test_a_kill_while_shards_are_put_together_costs_nothing(run, running, monkey
     def kill(*_):
         raise Killed
 
-    monkeypatch.setattr(build, "write_statistics", kill)
+    monkeypatch.setattr(pipeline, "write_statistics", kill)
     with pytest.raises(Killed):
         run()
     monkeypatch.undo()
@@ -161,7 +161,7 @@ def test_a_dask_cluster_builds_the_same_chips(run, tmp_path):
 
 
 def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
-    monkeypatch.setattr(build, "CONNECT_S", 0.2)
+    monkeypatch.setattr(pipeline, "CONNECT_S", 0.2)
     with pytest.raises(HubError, match=r"scheduler tcp://127\.0\.0\.1:9 cannot be reached"):
         run(scheduler="tcp://127.0.0.1:9")
 
@@ -172,7 +172,7 @@ from dataclasses import replace
 from pathlib import Path
 from pathlib import Path
 import ingest_world as world
-from cryosentinel.data.ingest import ingest, staging
+from cryosentinel.ingest import ingest, staging
 put, done = staging.Staging.put, []
 def kill(self, number, result):
     put(self, number, result)

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from cryosentinel.data.chips import read_shard
-from cryosentinel.data.simulate import PRESETS, SimulationConfig, TruthStore, render_scene, simulate
-from cryosentinel.data.simulate.labels import MISSING, OVERSIZED, UNDERSIZED, _outline
-from cryosentinel.data.simulate.lakes import Lake
-from cryosentinel.data.simulate.noise import Draw
-from cryosentinel.data.simulate.places import chip_centre, draw_places
-from cryosentinel.data.simulate.truth import truth_folder
 from cryosentinel.data.split import assign_splits, block_ids
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json
 from cryosentinel.geo import chip_grid
 from cryosentinel.sensors import REGIONS, SNAPSHOT_YEARS, Statistics
+from cryosentinel.simulate import PRESETS, SimulationConfig, TruthStore, render_scene, simulate
+from cryosentinel.simulate.labels import MISSING, OVERSIZED, UNDERSIZED, _outline
+from cryosentinel.simulate.noise import Draw
+from cryosentinel.simulate.places import chip_centre, draw_places
+from cryosentinel.simulate.truth import truth_folder
+from cryosentinel.simulate.water import Lake
 
 SMALL = SimulationConfig(
     seed=3,
@@ -117,7 +117,7 @@ def test_resume_completes_and_keeps_what_is_there(dataset, tmp_path, monkeypatch
     assert digest(root) == digest(dataset)
     assert kept and all(path.stat().st_mtime_ns == at for path, at in kept.items())
     # Complete: nothing is drawn or rendered again.
-    monkeypatch.setattr("cryosentinel.data.simulate.build._jobs", None)
+    monkeypatch.setattr("cryosentinel.simulate.build._jobs", None)
     simulate(root, SMALL, workers=1, progress=False)
 
 

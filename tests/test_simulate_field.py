@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cryosentinel.data.simulate import Material, render_scene
-from cryosentinel.data.simulate.ground import Window, make_ground, resample
-from cryosentinel.data.simulate.kernels import flood_order
-from cryosentinel.data.simulate.labels import make_labels
-from cryosentinel.data.simulate.lakes import CELL_PX, cell_lakes, lakes_in
-from cryosentinel.data.simulate.noise import Draw, gradient_noise, normal, uniform
-from cryosentinel.data.simulate.terrain import POST_PX, upsample
 from cryosentinel.errors import InputError
 from cryosentinel.indices import ndwi
 from cryosentinel.sensors import SNAPSHOT_YEARS
+from cryosentinel.simulate import Material, render_scene
+from cryosentinel.simulate.ground import Window, make_ground, resample
+from cryosentinel.simulate.kernels import flood_order
+from cryosentinel.simulate.labels import make_labels
+from cryosentinel.simulate.noise import Draw, gradient_noise, normal, uniform
+from cryosentinel.simulate.terrain import POST_PX, upsample
+from cryosentinel.simulate.water import CELL_PX, cell_lakes, lakes_in
 
 EPSG, SEED = 32643, 5
 LEFT, TOP = 671_000.0, 4_765_000.0  # in the Ile Alatau

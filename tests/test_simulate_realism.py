@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryosentinel.data.simulate import PRESETS, SimulationConfig, simulate
-from cryosentinel.data.simulate import realism as r
-from cryosentinel.data.simulate.difficulty import _separation, auc
 from cryosentinel.errors import InputError
 from cryosentinel.sensors import PUBLISHED_STATISTICS, REGIONS, Statistics
+from cryosentinel.simulate import PRESETS, SimulationConfig, simulate
+from cryosentinel.simulate import realism as r
+from cryosentinel.simulate.difficulty import _separation, auc
 
 SAMPLE = SimulationConfig(
     seed=2024,
@@ -105,7 +105,7 @@ def test_no_single_input_and_no_trace_gives_lakes_away(sample):
 
 
 def test_a_trace_would_be_found(sample, monkeypatch):
-    from cryosentinel.data.simulate import difficulty
+    from cryosentinel.simulate import difficulty
 
     original = difficulty.chips_with_truth
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryosentinel.data.certificate import chips_overlap, earth_centred
 from cryosentinel.data.split import (
     assign_splits,
     block_bucket,
@@ -20,6 +19,7 @@ from cryosentinel.data.split import (
     exclude_stage,
     stage_certificate,
 )
+from cryosentinel.data.split_check import chips_overlap, earth_centred
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.geo import utm_epsg
 from cryosentinel.sensors import REGIONS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryosentinel.errors import InputError
-from cryosentinel.evaluation.maps import ProbabilityMaps
+from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 from cryosentinel.evaluation.scores import INVALID
 from cryosentinel.evaluation.strata import by_condition, by_lake_size, by_material
 from cryosentinel.mapping.landcover import water_by_class

@@ -15,13 +15,13 @@ import torch
 import yaml
 from conftest import ROOT, TinyStudy
 
-from cryosentinel import comparison
-from cryosentinel import study as study_module
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, write_json
 from cryosentinel.models.checkpoint import load_checkpoint
-from cryosentinel.stages import Study
-from cryosentinel.study import NOTEBOOKS, check_parameters, notebook_parameters, run_seeds, seed_summary
+from cryosentinel.study import chapters as study_module
+from cryosentinel.study import comparison
+from cryosentinel.study.chapters import NOTEBOOKS, check_parameters, notebook_parameters, run_seeds, seed_summary
+from cryosentinel.study.stages import Study
 
 PAPERMILL = [sys.executable, "-m", "papermill"]
 

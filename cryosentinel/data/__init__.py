@@ -1,1 +1,1 @@
-"""What a chip is and where it comes from: codecs, splits, statistics, the simulator, ingest."""
+"""What a chip is and how a dataset of them is read: codecs, store, splits, statistics, augmentation."""

@@ -3,7 +3,7 @@
 Two rules drop the chips in between. Both guarantee that the centres of any two kept chips of different splits lie at
 least ``2 x buffer`` degrees apart in latitude or in longitude (the larger of the two differences, a Chebyshev
 distance; nothing is promised about the other axis). At 0.02 degrees and 45.5 degrees north that is 3.1 km, and chips
-are 2.24 km wide. No larger distance is guaranteed: :mod:`cryosentinel.data.certificate` measures the one there is.
+are 2.24 km wide. No larger distance is guaranteed: :mod:`cryosentinel.data.split_check` measures the one there is.
 
 - ``edge``, as published: a chip nearer than ``buffer`` to any edge of its block is dropped. Between two blocks that
   differ in an axis lies an edge in that axis, and both chips keep ``buffer`` from it.
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cryosentinel.data.certificate import BUFFER, Certificate, certificate, checked_centres, stage_certificate
+from cryosentinel.data.split_check import BUFFER, Certificate, certificate, checked_centres, stage_certificate
 from cryosentinel.errors import ConfigError
 
 SALT = "cryosentinel-blocks-v1"

@@ -40,11 +40,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryosentinel.evaluation.audit_masks import AuditRule, core, cores_of, witnesses
 from cryosentinel.evaluation.evaluate import Reference, Store
-from cryosentinel.evaluation.maps import ProbabilityMaps
 from cryosentinel.evaluation.metrics import chip_iou, substitute
+from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 from cryosentinel.evaluation.scores import INVALID, ScoreBuilder
-from cryosentinel.evaluation.witnesses import AuditRule, core, cores_of, witnesses
 
 if TYPE_CHECKING:
     import pandas as pd

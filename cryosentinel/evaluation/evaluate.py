@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cryosentinel.errors import InputError
-from cryosentinel.evaluation.maps import MapWriter, ProbabilityMaps, has_maps
 from cryosentinel.evaluation.predictors import Predictor
+from cryosentinel.evaluation.probability_maps import MapWriter, ProbabilityMaps, has_maps
 from cryosentinel.evaluation.scores import INVALID, ScoreBuilder, probability_bins, read_scores, write_scores
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from cryosentinel.sensors import PIXEL_SIZE_M
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cryosentinel.evaluation.maps import ProbabilityMaps
+    from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 
 #: Hectares; the first edge is the published system's smallest trustworthy lake.
 SIZE_EDGES_HA = (0.0, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)

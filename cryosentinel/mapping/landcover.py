@@ -98,7 +98,7 @@ def draw_terramesh(rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    from cryosentinel.data.views import composite
+    from cryosentinel.data.chip_plots import composite
 
     predictions = {row["chip"]: row["water"] for row in rows}
     colours = [f"C{n}" for n in range(10)]

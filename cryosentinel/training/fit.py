@@ -17,6 +17,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from cryosentinel import paths
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.files import replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint
@@ -120,7 +121,7 @@ def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, Chip
 
 def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any) -> Path:
     run, data, plain = build(parser, namespace)
-    folder = Path(run_dir) if run_dir is not None else Path("outputs/runs") / run.run_name
+    folder = Path(run_dir) if run_dir is not None else paths.runs() / run.run_name
     fingerprint = data_fingerprint(Path(data.root))
     if resume not in (None, "never"):
         check_same_run(folder, plain, fingerprint)

@@ -1,0 +1,364 @@
+"""Figures of the study: every one says whether its data are simulated, published or real.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; what they separate differs in line or marker
+too. The functions return the figure and leave showing it to the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cryosentinel.evaluation.audit import Audit
+from cryosentinel.evaluation.audit_masks import witnesses
+from cryosentinel.evaluation.bootstrap import Estimate
+from cryosentinel.evaluation.metrics import chip_counts, chip_iou, score
+from cryosentinel.evaluation.scores import histograms
+from cryosentinel.indices import mndwi
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from cryosentinel.evaluation.evaluate import Store
+    from cryosentinel.evaluation.probability_maps import ProbabilityMaps
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PUBLISHED_COLOUR = "#666666"
+_LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")
+LABEL_OUTLINE, PREDICTION_OUTLINE, TRUTH_OUTLINE = "#E69F00", "#CC79A7", "#56B4E9"
+
+
+@functools.cache
+def _published() -> dict[str, Any]:
+    return json.loads(resources.files("cryosentinel").joinpath("published.json").read_text(encoding="utf-8"))
+
+
+def _axes(width: float = 7.0, height: float = 3.8) -> tuple[Figure, Axes]:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    ax.grid(alpha=0.3, linewidth=0.6)
+    ax.set_axisbelow(True)
+    return figure, ax
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": _LINES[i % len(_LINES)]}
+
+
+def _error(found: Estimate) -> tuple[float, float]:
+    """Lengths of the interval below and above the value; not a number where there is none."""
+    if found.low is None or found.high is None:
+        return np.nan, np.nan
+    return max(found.value - found.low, 0.0), max(found.high - found.value, 0.0)
+
+
+def threshold_sweep(sweeps: Mapping[str, pd.DataFrame], kind: str, published: bool = True) -> Figure:
+    """Global IoU over the probability threshold.
+
+    Args:
+        sweeps: name -> :func:`cryosentinel.evaluation.metrics.sweep`.
+        kind: of the data: simulated or real.
+        published: draw the published sweep beside them (other data: for its shape, not its height).
+    """
+    figure, ax = _axes(7.0, 4.6)
+    for i, (name, swept) in enumerate(sweeps.items()):
+        style = _style(i)
+        ax.plot(swept["threshold"], swept["iou"], **style, label=f"{name} ({kind})")
+        if swept["iou"].notna().any():
+            best = swept.loc[swept["iou"].idxmax()]
+            ax.plot(best["threshold"], best["iou"], marker=_MARKERS[i % len(_MARKERS)], color=style["color"])
+    if published:
+        for split, marker in (("val", "x"), ("test", "+")):
+            points = [(t, _published().get(f"{split}_iou@{t:.2f}_tta")) for t in (k / 10 for k in range(1, 10))]
+            known = [(t, entry["value"]) for t, entry in points if entry]
+            ax.plot(*zip(*known, strict=True), marker=marker, linestyle="none", color=PUBLISHED_COLOUR,
+                    label=f"{split}, label (published, other data)")  # fmt: skip
+    ax.set(
+        xlabel="probability threshold", ylabel="global IoU", title="Markers on the lines: best threshold", xlim=(0, 1)
+    )
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
+    return figure
+
+
+def region_bars(estimates: Mapping[str, Mapping[str, Estimate]], kind: str, published: bool = True) -> Figure:
+    """Global IoU by region, with intervals where there are enough lake-bearing blocks.
+
+    Args:
+        estimates: reference ("label", "truth") -> region -> estimate.
+        kind: of the data: simulated or real.
+        published: mark the published test IoU of the regions that have one.
+    """
+    regions = sorted({region for of_one in estimates.values() for region in of_one})
+    figure, ax = _axes(7.5, 0.9 + 0.55 * max(len(regions), 2))
+    height = 0.8 / max(len(estimates), 1)
+    counts = {region: found.n for of_one in estimates.values() for region, found in of_one.items()}
+    for i, (name, of_one) in enumerate(estimates.items()):
+        at = np.arange(len(regions)) + (i - (len(estimates) - 1) / 2) * height
+        found = [of_one.get(region) for region in regions]
+        values = [e.value if e is not None else np.nan for e in found]
+        errors = np.array([_error(e) if e is not None else (np.nan, np.nan) for e in found]).T
+        ax.barh(at, values, height * 0.92, color=COLOURS[i % len(COLOURS)], label=f"against the {name} ({kind})",
+                hatch=("", "//", "..")[i % 3], edgecolor="white", linewidth=0)  # fmt: skip
+        ax.errorbar(values, at, xerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    if published:
+        known = [(_published().get(f"test_iou@0.50_tta_{region}"), i) for i, region in enumerate(regions)]
+        points = [(entry["value"], i) for entry, i in known if entry]
+        if points:
+            ax.plot(*zip(*points, strict=True), marker="D", linestyle="none", color=PUBLISHED_COLOUR,
+                    markeredgecolor="white", label="against the label (published, other data)")  # fmt: skip
+    ax.set_yticks(range(len(regions)), [f"{region} (n = {counts[region]})" for region in regions])
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel="global IoU of the region's chips; whiskers: 95 % over split blocks")
+    ax.grid(visible=False, axis="y")
+    figure.legend(*ax.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
+    return figure
+
+
+def chip_iou_distribution(tables: Mapping[str, pd.DataFrame], threshold: float, kind: str) -> Figure:
+    """How the IoU of single chips is distributed, over chips with lake or prediction.
+
+    Args:
+        tables: name -> score table.
+        threshold: a multiple of 1/200.
+        kind: of the data: simulated or real.
+    """
+    figure, ax = _axes()
+    for i, (name, table) in enumerate(tables.items()):
+        counts = chip_counts(table, threshold)
+        ious = np.sort(chip_iou(table, threshold)[counts[:, :3].sum(axis=1) > 0])
+        empty = int((counts[:, :3].sum(axis=1) == 0).sum())
+        share = np.arange(1, len(ious) + 1) / max(len(ious), 1)
+        label = f"{name} ({kind}): {len(ious)} chips, {int((ious < 0.05).sum())} below 0.05, {empty} empty left out"
+        ax.step([0, *ious, 1], [0, *share, 1], where="post", **_style(i), label=label)
+        mean = score(table, "mean_chip_iou_lake", threshold)
+        ax.axvline(mean, color=COLOURS[i % len(COLOURS)], linewidth=0.8, alpha=0.7)
+    ax.set(xlabel=f"IoU of a chip at threshold {threshold:g}", ylabel="share of chips at or below", xlim=(0, 1),
+           ylim=(0, 1), title="Thin vertical lines: mean over chips that hold lake")  # fmt: skip
+    ax.legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def reliability(tables: Mapping[str, pd.DataFrame], kind: str, groups: int = 20) -> Figure:
+    """Observed lake share over predicted probability; the size of a point grows with its pixels.
+
+    Args:
+        tables: name -> score table.
+        kind: of the data: simulated or real.
+        groups: classes of probability, a divisor of 200.
+    """
+    from cryosentinel.evaluation.calibration import calibration_error
+    from cryosentinel.evaluation.calibration import reliability as curve_of
+
+    figure, ax = _axes(5.2, 4.8)
+    ax.plot([0, 1], [0, 1], color=PUBLISHED_COLOUR, linewidth=0.8, linestyle=":", label="probabilities are frequencies")
+    for i, (name, table) in enumerate(tables.items()):
+        curve = curve_of(table, groups)
+        curve = curve[curve["pixels"] > 0]
+        label = f"{name} ({kind}), expected error {calibration_error(table, groups):.3f}"
+        ax.plot(curve["predicted"], curve["observed"], **_style(i), linewidth=1.2, label=label)
+        sizes = 6 * np.log10(curve["pixels"] + 1)
+        ax.scatter(curve["predicted"], curve["observed"], s=sizes, color=COLOURS[i % len(COLOURS)],
+                   marker=_MARKERS[i % len(_MARKERS)])  # fmt: skip
+    ax.set(xlabel="predicted probability", ylabel="observed share of lake", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _dots(ax: Axes, found: Mapping[str, Estimate], highlight: str | None) -> None:
+    for i, (name, value) in enumerate(found.items()):
+        chosen = name == highlight
+        ax.errorbar(
+            [value.value], [i], xerr=np.array(_error(value))[:, None], fmt="D" if chosen else "o", capsize=3,
+            color=COLOURS[1] if chosen else COLOURS[0], markersize=8 if chosen else 6,
+        )  # fmt: skip
+        ax.annotate(f"{value.value:.3f}", (value.value, i), textcoords="offset points", xytext=(0, 7), ha="center",
+                    fontsize=8)  # fmt: skip
+    ax.set_yticks(range(len(found)), list(found))
+    ax.set_ylim(len(found) - 0.4, -0.6)
+
+
+def _note(found: Mapping[str, Estimate]) -> str:
+    without = [e for e in found.values() if e.low is None]
+    return f"\nno intervals: {without[0].reason}" if len(without) == len(found) and without else ""
+
+
+def snapshots_vs_soup(found: Mapping[str, Estimate], kind: str, split: str = "validation") -> Figure:
+    """Snapshots beside their soup, with intervals.
+
+    Args:
+        found: name -> estimate; the one named "soup" is set apart.
+        kind: of the data: simulated or real.
+        split: on which it was measured.
+    """
+    figure, ax = _axes(7.0, 1.4 + 0.42 * len(found))
+    _dots(ax, found, "soup")
+    label = f"global IoU, {split} ({kind}); whiskers: 95 % over split blocks, not of the difference{_note(found)}"
+    ax.set_xlabel(label, fontsize=9)
+    return figure
+
+
+def comparison(
+    found: Mapping[str, Estimate],
+    kind: str,
+    published: Mapping[str, float] | None = None,
+    highlight: str = "soup",
+    metric: str = "global IoU, test",
+) -> Figure:
+    """Predictors on one scale: ours with intervals, published figures set apart below.
+
+    Args:
+        found: name -> estimate.
+        kind: of the data: simulated or real.
+        published: name -> figure from elsewhere, on other data.
+        highlight: which of ``found`` to set apart.
+        metric: what is on the axis.
+    """
+    published = published or {}
+    figure, ax = _axes(7.5, 1.6 + 0.4 * (len(found) + len(published)))
+    _dots(ax, found, highlight)
+    names = [f"{name} ({kind})" for name in found]
+    for i, (name, value) in enumerate(published.items(), start=len(found)):
+        ax.plot(value, i, marker="x", color=PUBLISHED_COLOUR, linestyle="none", markersize=7)
+        ax.annotate(f"{value:.3f}", (value, i), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8,
+                    color=PUBLISHED_COLOUR)  # fmt: skip
+        names.append(f"{name} (published, other data)")
+    if published:
+        ax.axhline(len(found) - 0.5, color=PUBLISHED_COLOUR, linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
+    ax.set_xlabel(f"{metric}; whiskers: 95 % over split blocks{_note(found)}", fontsize=9)
+    return figure
+
+
+def training_curves(log: pd.DataFrame, kind: str) -> Figure:
+    """Loss terms, learning rate and validation IoU by epoch.
+
+    Args:
+        log: the run's ``metrics.csv``: epoch, loss, loss_<term>, lr, val_iou.
+        kind: of the data: simulated or real.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    terms = sorted(c for c in log.columns if c == "loss" or c.startswith("loss_"))
+    drawn = (terms, ["val_iou"], ["lr"])
+    labels = ("mean loss of an epoch", f"global IoU, validation ({kind})", "decoder learning rate")
+    for ax, names, label in zip(axes, drawn, labels, strict=True):
+        for i, name in enumerate(name for name in names if name in log):
+            seen = log[["epoch", name]].dropna()
+            ax.plot(seen["epoch"], seen[name], marker=_MARKERS[i % len(_MARKERS)], markersize=4, **_style(i),
+                    linewidth=2.2 if name == "loss" else 1.2,
+                    label="total" if name == "loss" else name.removeprefix("loss_"))  # fmt: skip
+        ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3, linewidth=0.6)
+    axes[0].set_yscale("symlog", linthresh=0.01)
+    axes[2].set_ylim(bottom=0)
+    if len(terms) > 1:
+        figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(terms))
+    return figure
+
+
+def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: int, truth: Any = None) -> Figure:
+    """One audited chip in four panels: true colour, label, MNDWI, predicted probability, outlines over all.
+
+    Args:
+        result: an audit.
+        store: its chips.
+        maps: the stored predictions it was made from.
+        position: of the chip in the verdict table.
+        truth: chip id -> truth with ``lake``, or None.
+    """
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.data.chip_plots import composite, outline
+
+    row = result.verdicts.iloc[position]
+    chip, bins = store[int(row["row"])], np.asarray(maps.bins[position])
+    seen = witnesses(chip, bins, result.rule)
+    figure, axes = plt.subplots(1, 4, figsize=(13.5, 4.1), layout="constrained")
+    colour = composite(chip.s2)
+    axes[0].imshow(colour)
+    axes[1].imshow(colour.mean(axis=2) * 0.6, cmap="gray", vmin=0, vmax=1)
+    axes[1].imshow(np.ma.masked_where(~seen.label, seen.label), cmap="cividis", vmin=0, vmax=1, alpha=0.75)
+    index = axes[2].imshow(mndwi(chip.s2), cmap="BrBG", vmin=-0.8, vmax=0.8)
+    probability = axes[3].imshow(maps.probability(position), cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(index, ax=axes[2], shrink=0.75, label=f"MNDWI (water from {result.rule.mndwi_threshold:g})")
+    figure.colorbar(probability, ax=axes[3], shrink=0.75, label=f"probability (water from {result.rule.threshold:g})")
+    for ax, title in zip(axes, ("true colour", "label", "MNDWI", "prediction"), strict=True):
+        outline(ax, seen.label, LABEL_OUTLINE, "label")
+        outline(ax, seen.prediction, PREDICTION_OUTLINE, "prediction")
+        if truth is not None:
+            outline(ax, truth[chip.chip_id].lake, TRUTH_OUTLINE, "known truth")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(title, fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
+    rank = f", rank {row['rank']}" if row["rank"] else ""
+    what = f"{row['verdict']}, {row['sample'] or 'not sampled'}{rank}"
+    figure.suptitle(
+        f"{chip.chip_id}, {chip.region}, {chip.snapshot_year}: {what}; chip IoU {row['iou']:.2f}", fontsize=10
+    )
+    return figure
+
+
+def size_recall(sizes: pd.DataFrame, kind: str) -> Figure:
+    """Share of lake pixels found, by size of the true lake.
+
+    Args:
+        sizes: from :func:`cryosentinel.evaluation.strata.by_lake_size`.
+        kind: simulated, published or real.
+    """
+    figure, ax = _axes(height=3.2)
+    bars = ax.bar(sizes["size_ha"], sizes["pixel_recall"].fillna(0), color=COLOURS[0])
+    ax.bar_label(bars, [f"{n} lakes" if n else "no lake" for n in sizes["lakes"]], fontsize=8, padding=2)
+    ax.set(xlabel="area of the true lake, ha", ylabel=f"share of lake pixels found ({kind})", ylim=(0, 1.08))
+    return figure
+
+
+def overview(table: pd.DataFrame, store: Store, maps: ProbabilityMaps, kind: str, truth: Any = None) -> Figure:
+    """Chips that stand for the split: at the 90th, 50th and 10th percentile of IoU among the chips with lake.
+
+    Args:
+        table: score table of the split, rows in the order of the maps; its reference ranks the chips.
+        store: the chips.
+        maps: their probability maps.
+        kind: simulated, published or real.
+        truth: chip id -> truth with ``lake``, or None where it is not known.
+    """
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.data.chip_plots import composite
+
+    iou = chip_iou(table, 0.5)
+    lakes = np.flatnonzero(np.isfinite(iou) & (histograms(table)[0].sum(axis=1) > 0))
+    order = lakes[np.argsort(iou[lakes], kind="stable")]
+    chosen = [int(order[round(q * (len(order) - 1))]) for q in (0.9, 0.5, 0.1)] if len(order) else []
+    titles = ["true colour", "label", *(["known truth"] if truth is not None else []), "predicted probability"]
+    figure, axes = plt.subplots(
+        max(len(chosen), 1), len(titles), figsize=(2.6 * len(titles), 2.7 * max(len(chosen), 1)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    shown = None
+    for line, i in zip(axes, chosen, strict=False):
+        chip = store[int(maps.rows[i])]
+        masks = [chip.mask > 0, *([truth[chip.chip_id].lake > 0] if truth is not None else [])]
+        line[0].imshow(composite(chip.s2))
+        for ax, mask in zip(line[1:], masks, strict=False):
+            ax.imshow(mask, cmap="cividis", vmin=0, vmax=1)
+        shown = line[-1].imshow(maps.probability(i), cmap="cividis", vmin=0, vmax=1)
+        line[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}, IoU {iou[i]:.2f}", fontsize=8)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(f"{title} ({kind})" if title == "true colour" else title, fontsize=10)
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[:, -1], label="probability of glacial lake", shrink=0.7)
+    return figure

@@ -1,0 +1,90 @@
+"""Where things lie: the clone, everything generated, the configurations and files that come with the package.
+
+This is the only module that knows. Nothing else builds a path from ``__file__``, from the working folder, or from the
+environment variable ``CRYOSENTINEL_OUTPUTS``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryosentinel.errors import ConfigError, InputError
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = PACKAGE / "configs"
+PUBLISHED = PACKAGE / "published.json"  # figures of the published system, read from its model card
+
+OUTPUTS_VARIABLE = "CRYOSENTINEL_OUTPUTS"
+
+
+def _clone() -> Path | None:
+    here = Path.cwd()
+    root = here if (here / "notebooks").is_dir() else PACKAGE.parent
+    return root if (root / "notebooks").is_dir() else None
+
+
+def project_root() -> Path:
+    """The root of the clone: the working folder where that is one, else where the package's source lies.
+
+    Raises:
+        InputError: neither is one; running the whole study needs the notebooks and the book.
+    """
+    root = _clone()
+    if root is None:
+        raise InputError(f"The folder {Path.cwd()} holds no notebooks; run from the root of a clone of the repository.")
+    return root
+
+
+def outputs() -> Path:
+    """The folder of everything generated: ``$CRYOSENTINEL_OUTPUTS``, else ``outputs`` in the clone.
+
+    Outside a clone it is ``outputs`` in the working folder.
+    """
+    given = os.environ.get(OUTPUTS_VARIABLE)
+    return Path(given).resolve() if given else (_clone() or Path.cwd()) / "outputs"
+
+
+def datasets() -> Path:
+    """The folder of simulated datasets, one a preset."""
+    return outputs() / "data"
+
+
+def runs() -> Path:
+    """The folder of run folders."""
+    return outputs() / "runs"
+
+
+def predictions() -> Path:
+    """The folder of mapped scenes."""
+    return outputs() / "predictions"
+
+
+def study() -> Path:
+    """The folder of the study's metrics file and figures."""
+    return outputs() / "study"
+
+
+def config(name: str | os.PathLike[str]) -> Path:
+    """A configuration by its path, or by the name of one that comes with the package.
+
+    Args:
+        name: a YAML file, or the name of one of ours (``quick``, also ``configs/quick.yaml``), which works in any
+            folder.
+
+    Raises:
+        ConfigError: there is no such file, and no such name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    packaged = CONFIGS / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    if Path(name).parent.as_posix() in (".", "configs") and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    raise ConfigError(f"There is no configuration file {name}; give a YAML file, or one that comes along: {known}.")
+
+
+def shown(path: Path) -> str:
+    """A path as pages show it: from the root of the clone where it lies inside, else its name alone."""
+    root, full = _clone(), path.resolve()
+    return full.relative_to(root).as_posix() if root is not None and full.is_relative_to(root) else path.name

@@ -1,0 +1,294 @@
+"""Lakes: where water would collect, how large, and how they change.
+
+The world is divided into cells of 5.4 km; the lakes of a cell are drawn from the cell's own key, so a cell can be made
+alone and in any order, and every lake lies inside its cell with the ground it shapes. A lake is an order of flooding:
+each pixel of its patch holds the lake area (ha) at which water reaches it, so that its outline at any date is one
+comparison, outlines of a growing lake are nested, and each is one connected piece.
+
+Sizes follow the outlines mapped by ICIMOD over the Hindu Kush Himalaya (median 5.2 ha, 5 to 95 % 0.75 to 57 ha: close
+to a log-normal with mean 1.73 and deviation 1.29 of ln ha). Rates of growth are assumed, in the range reported for High
+Mountain Asia (Shugar et al. 2020, Nature Climate Change 10; Zhang et al. 2023, Nature Communications 14): lakes in
+touch with ice grow, others hardly do, few drain or appear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from scipy import ndimage
+
+from cryosentinel.indices import slope
+from cryosentinel.sensors import PIXEL_SIZE_M
+from cryosentinel.simulate.kernels import flood_order
+from cryosentinel.simulate.noise import Draw, gradient_noise, key, uniform
+from cryosentinel.simulate.terrain import POST_M, POST_PX, Relief, relief, upsample
+
+CELL_POSTS = 180
+CELL_PX = CELL_POSTS * POST_PX  # 540: 5.4 km
+_PAD = 30  # posts around a cell: neighbourhoods of the search
+DEM_DATE = 2013.5  # TanDEM-X flew from 2010 to 2015: the elevation model knows the lakes of then
+
+GLACIAL = ("proglacial", "moraine", "cirque", "supraglacial")
+#: kind -> (share among glacial lakes, mean and standard deviation of ln area in ha)
+_SIZES: dict[str, tuple[float, float, float]] = {
+    "proglacial": (0.32, 2.15, 1.25),
+    "moraine": (0.22, 1.95, 1.15),
+    "cirque": (0.30, 1.70, 1.15),
+    "supraglacial": (0.16, 0.45, 0.85),
+}
+_LAKES_A_CELL = 7.0
+_RESERVOIRS_A_CELL = 1.0
+_PONDS_A_CELL = 1.1
+_MAX_AREA_HA = 320.0
+_REACH = 2.8  # times its area as drawn that a lake can reach, by growth or by an inventory's mistake
+
+
+@dataclass(frozen=True, eq=False)
+class Lake:
+    """One body of standing water.
+
+    Attributes:
+        lake_id: longitude and latitude of its deepest point in the manner of GLIMS, unique in the world.
+        kind: one of :data:`GLACIAL`, or "reservoir" or "pond" (water, but no glacial lake).
+        row, col: deepest point, absolute pixels.
+        row0, col0: first pixel of the patch.
+        area_at: (h, w) float32, lake area in ha at which the pixel is flooded; infinity where never.
+        level: elevation of the surface, m.
+        area_ha: area in 2020 as drawn.
+        growth: relative change a year.
+        appears, drains: dates (years), -infinity and infinity where it always was and stays.
+        drained_to: share of the area that stays after it drained.
+        turbid: suspended sediment, 0 clear to 1 milky.
+        frozen: tendency to keep ice in late summer, 0 to 1.
+        moraine: height of the dam around it, m.
+    """
+
+    lake_id: str
+    kind: str
+    row: int
+    col: int
+    row0: int
+    col0: int
+    area_at: np.ndarray
+    level: float
+    area_ha: float
+    growth: float
+    appears: float
+    drains: float
+    drained_to: float
+    turbid: float
+    frozen: float
+    moraine: float
+
+    @property
+    def glacial(self) -> bool:
+        return self.kind in GLACIAL
+
+    def area(self, date: float) -> float:
+        """Lake area in ha at a date (decimal year), 0 when it is not there."""
+        if date < self.appears:
+            return 0.0
+        wobble = 0.02 * np.sin(2.4 * date + self.col)  # years differ by a little, for all alike
+        area = self.area_ha * np.exp(self.growth * (min(date, self.drains) - 2020.0) + wobble)
+        if np.isfinite(self.appears):
+            area *= min(1.0, 0.4 + 0.25 * (date - self.appears))
+        if date >= self.drains:
+            area *= self.drained_to
+        return float(area)
+
+    def mask(self, date: float) -> np.ndarray:
+        """(h, w) bool on the patch: water at a date."""
+        return self.area_at <= self.area(date)
+
+    @cached_property
+    def ground(self) -> tuple[np.ndarray, np.ndarray]:
+        """How the lake shapes the ground: weight 0..1 and target elevation (m), each (h, w) float32 on the patch.
+
+        Flat inside the outline that the elevation model saw, a bank that rises from it, and the dam around.
+        """
+        water = self.mask(DEM_DATE)
+        if not water.any():
+            return np.zeros(self.area_at.shape, np.float32), np.zeros(self.area_at.shape, np.float32)
+        away = ndimage.distance_transform_edt(~water).astype(np.float32) * np.float32(PIXEL_SIZE_M)
+        reach = float(np.clip(6.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 45.0, 180.0))
+        t = np.clip(1 - away / reach, 0, 1)
+        weight = t * t * (3 - 2 * t)
+        crest = reach * 0.45
+        bank = 0.10 * away + self.moraine * np.exp(-(((away - crest) / (0.3 * reach)) ** 2)).astype(np.float32)
+        return weight, np.where(water, 0, bank).astype(np.float32) + np.float32(self.level)
+
+
+def _candidates(kind: str, r: Relief, z_low: np.ndarray, steep: np.ndarray, ice_near: np.ndarray) -> np.ndarray:
+    """(h, w) bool: posts where a lake of a kind can lie."""
+    below_ela = r.ela - r.z
+    hollow = z_low > r.z
+    if kind == "proglacial":
+        return (r.glacier < 0.0) & (ice_near < 12) & (steep < 17) & hollow
+    if kind == "moraine":
+        return (r.glacier < -0.3) & (ice_near > 8) & (ice_near < 40) & (steep < 15) & hollow
+    if kind == "cirque":
+        return (r.glacier < -0.2) & (below_ela < 750) & (steep < 18) & (np.abs(r.axis) > 350) & hollow
+    if kind == "supraglacial":
+        return (r.glacier > 0.15) & (below_ela > 20) & (steep < 12)
+    if kind == "reservoir":
+        return (r.glacier < -0.4) & (np.abs(r.axis) < 120) & (steep < 12)
+    if kind == "tarn":
+        return (r.glacier < -0.4) & (below_ela < 900) & (steep < 12) & (np.abs(r.axis) > 350)
+    return (r.glacier < -0.5) & (ice_near > 20) & (steep < 9) & hollow  # pond
+
+
+def _flooding(kind: str, z: np.ndarray, rows: np.ndarray, cols: np.ndarray, area: float, k: int) -> np.ndarray:
+    """Area in ha at which each pixel of a patch is flooded; the deepest point is the patch's middle."""
+    radius = np.sqrt(area * 1e4 / np.pi) / PIXEL_SIZE_M  # pixels
+    middle = len(rows) // 2
+    dy = (rows - rows[middle]).astype(np.float32)[:, None]
+    dx = (cols - cols[middle]).astype(np.float32)[None, :]
+    rise = (z - z[middle, middle]) / np.float32(0.10 * (radius * PIXEL_SIZE_M + 60))
+    cost = np.hypot(dy, dx) / np.float32(radius) + np.maximum(rise, 0) + 0.7 * np.maximum(-rise, 0)
+    cost += 0.22 * gradient_noise(rows, cols, max(1.1 * radius, 4.0), k)
+    cost += 0.07 * gradient_noise(rows, cols, max(0.3 * radius, 2.5), k + 1)
+    if kind == "reservoir":
+        # A dam: straight, across the valley, on the downstream side.
+        angle = Draw(k, "dam").uniform(0, 2 * np.pi)
+        cost += 8.0 * ((dy * np.float32(np.sin(angle)) + dx * np.float32(np.cos(angle))) > 0.45 * radius)
+    pixel_ha = PIXEL_SIZE_M**2 / 1e4
+    order = flood_order(cost.astype(np.float32), middle, middle, int(_REACH * area / pixel_ha) + 9)
+    return np.where(order > 0, order * np.float32(pixel_ha), np.float32(np.inf)).astype(np.float32)
+
+
+def _history(kind: str, draw: Draw) -> dict[str, float]:
+    """Growth, birth and death of a lake."""
+    growth = {
+        "proglacial": draw.normal(0.028, 0.022),
+        "moraine": draw.normal(0.006, 0.010),
+        "cirque": draw.normal(0.002, 0.006),
+        "supraglacial": draw.normal(0.010, 0.050),
+        "reservoir": draw.normal(0.0, 0.015),
+        "pond": draw.normal(0.0, 0.010),
+    }[kind]
+    appears, drains = -np.inf, np.inf
+    fate = draw.uniform()
+    young = {"supraglacial": 0.12, "proglacial": 0.05}.get(kind, 0.0)
+    gone = {"supraglacial": 0.10, "moraine": 0.02, "proglacial": 0.02}.get(kind, 0.0)
+    date = draw.uniform(2017.8, 2022.2)
+    if fate < young:
+        appears = date
+    elif fate < young + gone:
+        drains = date
+    return {
+        "growth": float(np.clip(growth, -0.08, 0.12)),
+        "appears": appears,
+        "drains": drains,
+        "drained_to": draw.uniform(0.1, 0.35),
+    }
+
+
+@lru_cache(maxsize=48)
+def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake, ...]:
+    """All lakes, ponds and reservoirs of a cell (cell indices: absolute pixel // 540)."""
+    from pyproj import Transformer
+
+    post_rows = np.arange(cell_row * CELL_POSTS - _PAD, (cell_row + 1) * CELL_POSTS + _PAD)
+    post_cols = np.arange(cell_col * CELL_POSTS - _PAD, (cell_col + 1) * CELL_POSTS + _PAD)
+    r = relief(seed, epsg, post_rows, post_cols)
+    draw = Draw(seed, epsg, "cell", cell_row, cell_col)
+    steep = slope(ndimage.gaussian_filter(r.z, 1.0, truncate=3), POST_M)
+    z_low = ndimage.gaussian_filter(r.z, 6.0, truncate=3)
+    # Distance to glacier ice in posts; ice beyond the padded cell does not count.
+    ice = r.glacier > 0
+    ice_near = ndimage.distance_transform_edt(~ice) if ice.any() else np.full(ice.shape, 999.0)
+    # Shores are smoother than gullies: sediment fills the small ones.
+    bowl = ndimage.gaussian_filter(r.z, 2.5, truncate=3)
+    luck = uniform(post_rows, post_cols, key(seed, epsg, "luck"))
+    suits = 0.5 * luck - steep / 20 + 0.35 * np.tanh((z_low - r.z) / 25)
+
+    wanted: list[tuple[str, float]] = []
+    for _ in range(draw.poisson(_LAKES_A_CELL * float(r.lakes.mean()))):
+        kind = draw.choice({name: size[0] for name, size in _SIZES.items()})
+        wanted.append((kind, float(np.exp(draw.normal(*_SIZES[kind][1:])))))
+    for _ in range(draw.poisson(_RESERVOIRS_A_CELL)):
+        wanted.append(("reservoir", float(np.exp(draw.normal(2.7, 0.9)))))
+    for _ in range(draw.poisson(_PONDS_A_CELL)):
+        wanted.append(("pond", float(np.exp(draw.normal(0.6, 0.9)))))
+
+    to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
+    lakes: list[Lake] = []
+    taken: np.ndarray = np.zeros(r.z.shape, bool)
+    inside = np.zeros(r.z.shape, bool)
+    # Large ones first: they find the room they need.
+    for number, (kind, area) in enumerate(sorted(wanted, key=lambda pair: -pair[1])):
+        area = float(np.clip(area, 0.3, _MAX_AREA_HA))
+        radius = np.sqrt(area * 1e4 / np.pi) / PIXEL_SIZE_M
+        half = int(2.3 * radius + 22)
+        margin = half // POST_PX + 2
+        inside[:] = False
+        inside[_PAD + margin : -_PAD - margin, _PAD + margin : -_PAD - margin] = True
+        # Hydropower also dams tarns above the valleys.
+        where = "tarn" if kind == "reservoir" and draw.uniform() < 0.6 else kind
+        room = inside & ~taken & _candidates(where, r, z_low, steep, ice_near)
+        if not room.any():
+            continue
+        at = int(np.argmax(np.where(room, suits, -np.inf)))
+        i, j = divmod(at, r.z.shape[1])
+        row, col = int(post_rows[i]) * POST_PX + 1, int(post_cols[j]) * POST_PX + 1
+        reach = (1.5 * radius + 8) / POST_PX
+        down, right = np.arange(taken.shape[0]) - i, np.arange(taken.shape[1]) - j
+        taken |= np.add.outer(down**2, right**2) < (reach + 4) ** 2
+        rows, cols = np.arange(row - half, row + half + 1), np.arange(col - half, col + half + 1)
+        z = upsample(bowl, int(post_rows[0]), int(post_cols[0]), rows, cols)
+        k = key(seed, epsg, "lake", cell_row, cell_col, number)
+        area_at = _flooding(kind, z, rows, cols, area, k)
+        one = Draw(seed, epsg, "lake", cell_row, cell_col, number)
+        lon, lat = to_lonlat.transform((col + 0.5) * PIXEL_SIZE_M, -(row + 0.5) * PIXEL_SIZE_M)
+        shore = upsample(r.z, int(post_rows[0]), int(post_cols[0]), rows, cols)[area_at <= area]
+        lakes.append(
+            Lake(
+                lake_id=f"GL{round(lon * 1000):06d}E{round(lat * 1000):05d}N",
+                kind=kind,
+                row=row,
+                col=col,
+                row0=int(rows[0]),
+                col0=int(cols[0]),
+                area_at=area_at,
+                level=float(np.percentile(shore, 35)),
+                area_ha=area,
+                turbid=_turbidity(kind, one),
+                frozen=float(np.clip((z[half, half] - r.ela[i, j] + 800) / 900, 0, 1)) if kind in GLACIAL else 0.0,
+                moraine=one.uniform(4, 18) if kind in ("moraine", "proglacial") else one.uniform(0, 3),
+                **_history(kind, one),
+            )
+        )
+    return tuple(lakes)
+
+
+def _turbidity(kind: str, draw: Draw) -> float:
+    """Milky where glaciers feed the water, clear in cirques; everything occurs."""
+    mean = {"proglacial": 0.65, "supraglacial": 0.6, "moraine": 0.35, "cirque": 0.15, "reservoir": 0.3, "pond": 0.25}[
+        kind
+    ]
+    return float(np.clip(draw.normal(mean, 0.22), 0.0, 1.0))
+
+
+def lakes_in(seed: int, epsg: int, row: int, col: int, height: int, width: int) -> list[Lake]:
+    """Lakes whose patch meets a window (absolute pixels), in an order that does not depend on the window."""
+    found = []
+    for i in range(row // CELL_PX, (row + height - 1) // CELL_PX + 1):
+        for j in range(col // CELL_PX, (col + width - 1) // CELL_PX + 1):
+            for lake in cell_lakes(seed, epsg, i, j):
+                h, w = lake.area_at.shape
+                if lake.row0 < row + height and row < lake.row0 + h and lake.col0 < col + width and col < lake.col0 + w:
+                    found.append(lake)
+    return found
+
+
+def overlap(lake: Lake, row: int, col: int, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where a lake's patch meets a window: slices into the window and into the patch."""
+    h, w = lake.area_at.shape
+    top, bottom = max(row, lake.row0), min(row + height, lake.row0 + h)
+    left, right = max(col, lake.col0), min(col + width, lake.col0 + w)
+    return (
+        (slice(top - row, bottom - row), slice(left - col, right - col)),
+        (slice(top - lake.row0, bottom - lake.row0), slice(left - lake.col0, right - lake.col0)),
+    )

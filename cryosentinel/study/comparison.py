@@ -1,0 +1,230 @@
+"""The study's network beside indices, a pixel classifier and other networks: same chips, same scores, and the cost.
+
+Every network is trained by the same task, loss, schedule and seed; only the model differs
+(:meth:`cryosentinel.study.stages.Study.fit`). Every threshold is the best one on the validation split, and so is the
+choice between a soup's two sets of BatchNorm statistics: averaged over its snapshots, or estimated anew on training
+chips. In a short run from random weights the running statistics of a deep convolutional encoder lag so far behind its
+weights that the averaged set alone would be no honest baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cryosentinel.files import read_json
+from cryosentinel.paths import project_root
+from cryosentinel.runs import open_segmenter
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from cryosentinel.study.stages import Study
+
+INDICES_AND_PIXELS = {
+    "mndwi": "MNDWI",
+    "ndwi": "NDWI",
+    "pixel": "pixel classifier, gradient boosting, all bands",
+}
+#: Configuration of configs/ -> what it is.
+NETWORKS = {
+    "unet_s1": "U-Net EfficientNet-B3, Sentinel-1",
+    "unet_s1_s2_dem": "U-Net EfficientNet-B3, all bands",
+    "terramind_s1": "TerraMind tiny, Sentinel-1",
+    "terramind_s2": "TerraMind tiny, Sentinel-2",
+    "terramind_dem": "TerraMind tiny, DEM",
+}
+OWN = "soup"
+NAMES = {**INDICES_AND_PIXELS, **NETWORKS, OWN: "TerraMind tiny, all bands (the study's own)"}
+_COUNTED = "a count has no interval"
+_TIMED = "wall time on one machine, the minimum of several"
+
+
+def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str, dict[str, Any]]:
+    """Train what is missing, score everything on the validation and test splits, and time it.
+
+    Args:
+        study: its chips, schedule and seed.
+        networks: which configurations beside the study's own; they run in bfloat16, as they were trained, and without
+            test-time flips.
+
+    Returns:
+        Entries of the metrics file: ``compared_<name>_test_iou[_truth]`` and ``compared_soup_minus_<name>_test_iou
+        [_truth]`` with intervals over the same resampled blocks, ``compared_<name>_parameters`` and
+        ``compared_<name>_seconds_a_chip``, and ``compared_<name>_val_iou_averaged`` and ``..._reestimated``: the two
+        sets of BatchNorm statistics that the choice was between.
+    """
+    from cryosentinel.evaluation.baselines import baseline
+    from cryosentinel.evaluation.bootstrap import difference, estimate
+    from cryosentinel.evaluation.evaluate import chip_batches
+    from cryosentinel.evaluation.metrics import ALL_THRESHOLDS, best_threshold
+    from cryosentinel.evaluation.predictors import model_predictor
+    from cryosentinel.models.segmenter import parameter_counts
+
+    source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}"
+    entries, soups = {}, {}
+    for name in (*networks, OWN):
+        network = None if name == OWN else name
+        variants = {"averaged": study.soup(network), "reestimated": study.reestimated_soup(network)}
+        tables = {which: study.evaluate(path, 1, ("val",), bf16=True).table("val") for which, path in variants.items()}
+        scores = {which: estimate(of_one) for which, of_one in tables.items()}
+        for which, score in scores.items():
+            entries[f"compared_{name}_val_iou_{which}"] = score.entry(study.kind, source)
+        soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
+    found = {name: study.baseline(name) for name in INDICES_AND_PIXELS}
+    found |= {name: study.evaluate(path, 1, bf16=True) for name, path in soups.items()}
+    thresholds = {name: best_threshold(e.table("val"), thresholds=ALL_THRESHOLDS) for name, e in found.items()}
+
+    module = study.datamodule
+    predictors: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        name: baseline(name, module.store, study.rows("train")["train"]) for name in INDICES_AND_PIXELS
+    }
+    segmenters = {name: open_segmenter(path) for name, path in soups.items()}
+    predictors |= {name: model_predictor(segmenter, flips=1, bf16=True) for name, segmenter in segmenters.items()}
+    _, batch = next(chip_batches(module.store, study.rows("test")["test"], 4))
+    seconds = seconds_a_chip(predictors, batch)
+
+    references = [reference for split, reference in found[OWN].tables if split == "test"]
+    for name, evaluation in found.items():
+        for reference in references:
+            tail = "" if reference == "label" else f"_{reference}"
+            table, own = evaluation.table("test", reference), found[OWN].table("test", reference)
+            score = estimate(table, "iou", thresholds[name])
+            entries[f"compared_{name}_test_iou{tail}"] = score.entry(study.kind, source)
+            if name != OWN:
+                gain = difference(table, own, "iou", thresholds[name], thresholds[OWN])
+                entries[f"compared_{OWN}_minus_{name}_test_iou{tail}"] = gain.entry(study.kind, source)
+        count = parameter_counts(segmenters[name])["total"] if name in segmenters else 0 if name != "pixel" else None
+        reason = _COUNTED if count is not None else "its trees have no weights to count"
+        entries[f"compared_{name}_parameters"] = study.entry(count, 1, source, reason)
+        entries[f"compared_{name}_seconds_a_chip"] = study.entry(seconds[name], 1, source, _TIMED)
+    return entries
+
+
+def seconds_a_chip(
+    predictors: Mapping[str, Callable[[Mapping[str, Any]], Any]], batch: Mapping[str, Any], rounds: int = 5
+) -> dict[str, float]:
+    """Wall time of each predictor on one batch, divided by its chips: the minimum of several, taken in turns.
+
+    Args:
+        predictors: name -> predictor.
+        batch: chips in physical units, as for an evaluation.
+        rounds: how often each one runs, after a first time that does not count.
+    """
+    seconds = dict.fromkeys(predictors, float("inf"))
+    for round_ in range(rounds + 1):
+        for name, predict in predictors.items():
+            begun = time.perf_counter()
+            predict(batch)
+            if round_:
+                seconds[name] = min(seconds[name], time.perf_counter() - begun)
+    return {name: value / len(batch["row"]) for name, value in seconds.items()}
+
+
+def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
+    """The comparison of the committed standard run, and a sentence that names the run.
+
+    Returns:
+        the entries that :func:`compare` made there (none where it was not made), and the sentence.
+    """
+    path = project_root() / "book" / "standard_metrics.json"
+    record = read_json(path) if path.is_file() else {"metrics": {}}
+    entries = {name: entry for name, entry in record["metrics"].items() if name.startswith("compared_")}
+    if not entries:
+        return (
+            {},
+            "No comparison is recorded: cryosentinel study --preset standard --parameters.networks true makes it.",
+        )
+    return entries, (
+        f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}), which "
+        "trained every network; this study has not (parameter networks)."
+    )
+
+
+def _compared(entries: Mapping[str, Mapping[str, Any]], against: str) -> list[str]:
+    tail = "" if against == "label" else f"_{against}"
+    return [name for name in NAMES if f"compared_{name}_test_iou{tail}" in entries]
+
+
+def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> pd.DataFrame:
+    """The comparison as people read it: score, difference from the study's soup, parameters, seconds a chip.
+
+    Args:
+        entries: from :func:`compare`.
+        against: the reference: label or truth.
+    """
+    import pandas as pd
+
+    tail = "" if against == "label" else f"_{against}"
+    rows = {}
+    for name in _compared(entries, against):
+        score = entries[f"compared_{name}_test_iou{tail}"]
+        gain = entries.get(f"compared_{OWN}_minus_{name}_test_iou{tail}")
+        parameters = entries[f"compared_{name}_parameters"]["value"]
+        variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
+        rows[NAMES[name]] = {
+            f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
+            "soup minus this (95 %)": "" if gain is None else f"{gain['value']:+.3f} ({_span(gain, '+.3f')})",
+            "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
+            "million parameters": "none" if parameters is None else f"{parameters / 1e6:.1f}",
+            "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
+        }
+    return pd.DataFrame(rows).T
+
+
+def _span(entry: Mapping[str, Any], form: str) -> str:
+    return "none" if entry["low"] is None else f"{entry['low']:{form}} to {entry['high']:{form}}"
+
+
+def verdict(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> str:
+    """Who is ahead of the study's soup, who behind, and from whom it cannot be told, by the intervals."""
+    tail = "" if against == "label" else f"_{against}"
+    groups: dict[str, list[str]] = {"ahead of the soup": [], "behind it": [], "not told apart from it": []}
+    for name in _compared(entries, against):
+        if name == OWN:
+            continue
+        gain = entries[f"compared_{OWN}_minus_{name}_test_iou{tail}"]
+        known = gain["low"] is not None and (gain["low"] > 0 or gain["high"] < 0)
+        where = "not told apart from it" if not known else "behind it" if gain["value"] > 0 else "ahead of the soup"
+        groups[where].append(NAMES[name])
+    return "\n".join(f"{where}: {'; '.join(names) or 'none'}" for where, names in groups.items())
+
+
+def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "truth") -> Figure:
+    """Score and cost side by side, the best on top: test IoU with its interval, seconds a chip.
+
+    Args:
+        entries: from :func:`compare`.
+        kind: of the data: simulated or real.
+        against: the reference: label or truth.
+    """
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.evaluation.plots import COLOURS
+
+    tail = "" if against == "label" else f"_{against}"
+    scores = {name: entries[f"compared_{name}_test_iou{tail}"] for name in _compared(entries, against)}
+    names = sorted(scores, key=lambda name: scores[name]["value"])
+    height = 1.2 + 0.36 * len(names)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9.0, height), width_ratios=(3, 2), sharey=True, layout="constrained"
+    )
+    for i, name in enumerate(names):
+        group = 0 if name == OWN else 1 if name in NETWORKS else 2
+        value, low, high = (scores[name][key] for key in ("value", "low", "high"))
+        error = [[value - low], [high - value]] if low is not None else None
+        style = {"color": COLOURS[group], "marker": "oDs"[group]}
+        left.errorbar(value, i, xerr=error, capsize=3, linewidth=1, **style)
+        seconds = entries[f"compared_{name}_seconds_a_chip"]["value"]
+        right.plot(seconds, i, linestyle="none", **style)
+        right.annotate(f"{seconds:.2g}", (seconds, i), textcoords="offset points", xytext=(6, -3), fontsize=8)
+    left.set_yticks(range(len(names)), [NAMES[name].partition(", gradient")[0] for name in names], fontsize=9)
+    left.set(xlim=(0, 1), xlabel=f"global IoU, test, against the {against}")
+    right.set(xscale="log", xlabel="seconds a chip (log scale)")
+    right.margins(x=0.2)
+    for ax in (left, right):
+        ax.grid(alpha=0.3, linewidth=0.6)
+    figure.suptitle(f"{kind}; whiskers: 95 % over split blocks; thresholds from validation", fontsize=9)
+    return figure

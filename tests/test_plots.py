@@ -1,0 +1,86 @@
+"""Figures draw what they are given, also where there is nothing to draw, and name the kind of their data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("Agg")
+
+from cryosentinel.evaluation import plots  # noqa: E402
+from cryosentinel.evaluation.bootstrap import Estimate, per_region  # noqa: E402
+from cryosentinel.evaluation.metrics import sweep  # noqa: E402
+from cryosentinel.evaluation.scores import BINS  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def table(lake: int = 50, n: int = 6) -> pd.DataFrame:
+    y, b = np.zeros((n, BINS), np.int64), np.zeros((n, BINS), np.int64)
+    y[:, 150], y[:, 20], b[:, 160], b[:, 5] = lake, lake // 5, lake // 6, 900
+    return pd.DataFrame(
+        {"chip_id": [f"c{i}" for i in range(n)], "region": ["ile_alatau", "karakoram"] * (n // 2), "year": 2022,
+         "lat": 43.0, "lon": 77.0, "block": [f"0|{i}" for i in range(n)], "n_valid": y.sum(1) + b.sum(1),
+         "lake": list(y), "background": list(b)}
+    )  # fmt: skip
+
+
+def texts(figure) -> str:
+    found = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
+    figure.canvas.draw()  # a layout that cannot be made warns here
+    return " | ".join(found)
+
+
+def test_the_sweep_draws_the_curve_and_the_published_points():
+    swept = sweep(table())
+    figure = plots.threshold_sweep({"test, label": swept}, "simulated")
+    line = figure.axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), swept["iou"])
+    assert "simulated" in texts(figure) and "published, other data" in texts(figure)
+    assert "published" not in texts(plots.threshold_sweep({"a": swept}, "real", published=False))
+
+
+@pytest.mark.parametrize("lake", [50, 0])
+def test_regions_distribution_and_reliability_also_without_lakes(lake):
+    one = table(lake)
+    for figure in (
+        plots.region_bars({"label": per_region(one)}, "simulated"),
+        plots.chip_iou_distribution({"label": one}, 0.5, "simulated"),
+        plots.reliability({"label": one}, "simulated"),
+        plots.threshold_sweep({"label": sweep(one)}, "simulated"),
+    ):
+        assert "simulated" in texts(figure)
+
+
+def test_regions_mark_published_figures_only_where_there_are_any():
+    figure = plots.region_bars({"label": per_region(table())}, "simulated")
+    assert "ile_alatau (n = 3)" in texts(figure)
+    (points,) = (line for line in figure.axes[0].lines if line.get_marker() == "D")
+    assert len(points.get_xdata()) == 1  # none for the Karakoram's test split
+
+
+def test_estimates_without_intervals_say_why():
+    bare = {
+        name: Estimate(v, None, None, 9, 5, 3, "3 of 5 split blocks hold lake")
+        for name, v in (("a", 0.5), ("soup", 0.6))
+    }
+    assert "3 of 5 split blocks hold lake" in texts(plots.snapshots_vs_soup(bare, "simulated"))
+    whole = {"soup": Estimate(0.6, 0.5, 0.7, 9, 50, 30), "MNDWI": Estimate(0.3, 0.2, 0.4, 9, 50, 30)}
+    shown = texts(plots.comparison(whole, "simulated", {"U-Net": 0.91}))
+    assert "U-Net (published, other data)" in shown and "soup (simulated)" in shown and "0.600" in shown
+
+
+def test_training_curves_skip_missing_values():
+    log = pd.DataFrame({"epoch": [1, 2, 3], "loss_bce": [1, 0.8, 0.6], "loss": [3, 2, 1.5], "lr": 1e-4,
+                        "val_iou": [np.nan, 0.2, 0.4]})  # fmt: skip
+    figure = plots.training_curves(log, "simulated")
+    assert len(figure.axes[1].lines[0].get_xdata()) == 2
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["total", "bce"]
