@@ -3,9 +3,9 @@
     python scripts/mutants.py                 # all
     python scripts/mutants.py losses scene    # those whose file or name contains one of the words
 
-An entry of a file is a table ``[[mutant]]`` with ``name`` (what is broken, in words), ``file``, ``old`` and ``new`` (text
-that occurs exactly once in the file, and what takes its place), and ``tests`` (what pytest is to run). A mutant counts as
-noticed when pytest fails with it; the exit status is 1 if one survived or could not be applied.
+An entry of a file is a table ``[[mutant]]`` with ``name`` (what is broken, in words), ``file``, ``old`` and ``new``
+(text that occurs exactly once in the file, and what takes its place), and ``tests`` (what pytest is to run). A mutant
+counts as noticed when pytest fails with it; the exit status is 1 if one survived or could not be applied.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def catalogue(words: list[str]) -> list[dict[str, Any]]:
 
 
 def verdict(entry: dict[str, Any], folder: Path) -> str:
-    """Break the copy in ``folder``, run the tests, and mend it again: noticed, SURVIVED, or why it could not be tried."""
+    """Break the copy in ``folder``, run the tests, mend it again; say whether they noticed."""
     path = folder / entry["file"]
     text = path.read_text(encoding="utf-8")
     if text.count(entry["old"]) != 1:
@@ -71,8 +71,8 @@ def main(words: list[str]) -> int:
             begun = time.monotonic()
             found = verdict(entry, folder)
             missed += found != "noticed"
-            print(f"[{number}/{len(entries)}] {entry['room']}: {entry['name']}: {found} ({time.monotonic() - begun:.0f} s)",
-                  flush=True)  # fmt: skip
+            seconds = time.monotonic() - begun
+            print(f"[{number}/{len(entries)}] {entry['room']}: {entry['name']}: {found} ({seconds:.0f} s)", flush=True)
     print(f"{len(entries) - missed} of {len(entries)} deliberate bugs noticed")
     return 1 if missed or not entries else 0
 
