@@ -20,7 +20,7 @@ def _minutes(preset: str, folder: Path) -> float:
     book = folder / "book"
     outputs = folder / "outputs"
     environment = {**os.environ, "CRYOSENTINEL_OUTPUTS": str(outputs)}
-    study = [sys.executable, "-m", "cryosentinel", "study", "--preset", preset, "--out", str(outputs / "study")]
+    study = [sys.executable, "-m", "cryosentinel", "study", "--preset", preset]
     begun = time.perf_counter()
     subprocess.run([*study, "--chapters", str(book / "chapters")], cwd=ROOT, env=environment, check=True)
     build = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(book)]

@@ -18,19 +18,24 @@ PUBLISHED = PACKAGE / "published.json"  # figures of the published system, read 
 OUTPUTS_VARIABLE = "CRYOSENTINEL_OUTPUTS"
 
 
-def _clone() -> Path | None:
-    here = Path.cwd()
-    root = here if (here / "notebooks").is_dir() else PACKAGE.parent
-    return root if (root / "notebooks").is_dir() else None
+def clone() -> Path | None:
+    """The root of the clone: the working folder where that is one, else where the package's source lies.
+
+    None where there is neither, as beside an installed wheel: whatever runs without notebooks and book must not ask
+    for more.
+    """
+    return next(
+        (root for root in (Path.cwd(), PACKAGE.parent) if (root / "notebooks" / "01_data.ipynb").is_file()), None
+    )
 
 
 def project_root() -> Path:
-    """The root of the clone: the working folder where that is one, else where the package's source lies.
+    """The root of the clone, for what cannot do without one: the whole study and the book.
 
     Raises:
-        InputError: neither is one; running the whole study needs the notebooks and the book.
+        InputError: there is no clone, see :func:`clone`.
     """
-    root = _clone()
+    root = clone()
     if root is None:
         raise InputError(f"The folder {Path.cwd()} holds no notebooks; run from the root of a clone of the repository.")
     return root
@@ -42,7 +47,7 @@ def outputs() -> Path:
     Outside a clone it is ``outputs`` in the working folder.
     """
     given = os.environ.get(OUTPUTS_VARIABLE)
-    return Path(given).resolve() if given else (_clone() or Path.cwd()) / "outputs"
+    return Path(given).resolve() if given else (clone() or Path.cwd()) / "outputs"
 
 
 def datasets() -> Path:
@@ -86,5 +91,5 @@ def config(name: str | os.PathLike[str]) -> Path:
 
 def shown(path: Path) -> str:
     """A path as pages show it: from the root of the clone where it lies inside, else its name alone."""
-    root, full = _clone(), path.resolve()
+    root, full = clone(), path.resolve()
     return full.relative_to(root).as_posix() if root is not None and full.is_relative_to(root) else path.name

@@ -1,6 +1,6 @@
 """Put the study's overview figure where the README shows it: ``make picture`` after ``make study``.
 
-``python scripts/picture.py [FIGURE]``; the figure is outputs/study/overview.png by default.
+``python scripts/picture.py [FIGURE]``; the figure is overview.png of the last study by default.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import re
 import sys
 from pathlib import Path
 
+from cryosentinel import paths
 from cryosentinel.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "outputs" / "study" / "overview.png"
 PICTURE = Path("book/_static/overview.png")
 _BLOCK = re.compile(r"(<!-- picture: scripts/picture.py -->\n)(?:.*?\n)?(<!-- /picture -->)", re.DOTALL)
 ALT = "Simulated chips of the test split: true colour, label, known truth and the probability that the network gives"
@@ -26,7 +26,7 @@ def with_picture(readme: str, there: bool) -> str:
 
 def main(argv: list[str]) -> int:
     """Copy the figure and bring the README in step."""
-    source = Path(argv[0]) if argv else SOURCE
+    source = Path(argv[0]) if argv else paths.study() / "overview.png"
     if not source.is_file():
         print(f"picture: there is no {source}; run the study first: make study.", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Turn a finished study into a record that is committed and that the book quotes.
 
 ``python scripts/record.py standard [STUDY]`` writes book/standard_metrics.json, ``python scripts/record.py seeds
-[STUDY]`` book/seeds.json; STUDY is outputs/study by default.
+[STUDY]`` book/seeds.json; STUDY is the last study's folder by default.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryosentinel import paths
 from cryosentinel.errors import CryoSentinelError, InputError
 from cryosentinel.files import read_json, write_json
 
@@ -68,9 +69,9 @@ def main(argv: list[str]) -> int:
         print(f"record: say which record to write: {' or '.join(RECORDS)}.", file=sys.stderr)
         return 2
     make, name = RECORDS[argv[0]]
-    study = Path(argv[1]) if len(argv) > 1 else ROOT / "outputs" / "study"
+    study = Path(argv[1]) if len(argv) > 1 else paths.study()
     git = ["git", "-C", str(ROOT)]
-    changed = subprocess.run([*git, "status", "--porcelain", "cryosentinel", "configs", "notebooks"],
+    changed = subprocess.run([*git, "status", "--porcelain", "cryosentinel", "notebooks"],
                              capture_output=True, text=True, check=True).stdout  # fmt: skip
     try:
         if changed:

@@ -16,6 +16,8 @@ sys.path[:0] = [str(ROOT / "book" / "_ext")]
 
 from cryosentinel_figures import Figure, FigureError, Request, Sources, written  # noqa: E402
 
+from cryosentinel import paths  # noqa: E402
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
 PUBLISHED = json.loads((ROOT / "cryosentinel" / "published.json").read_text(encoding="utf-8"))
@@ -59,8 +61,9 @@ def _book(root: Path, chapters: bool = True) -> Path:
     shutil.copytree(ROOT / "book", root / "book", ignore=ignore)
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", root)
-    (root / "outputs" / "study").mkdir(parents=True)
-    (root / "outputs" / "study" / "metrics.json").write_text(json.dumps(_metrics()))
+    # Not beside the book and not in the working folder: only the variable says where.
+    (root / "generated" / "study").mkdir(parents=True)
+    (root / "generated" / "study" / "metrics.json").write_text(json.dumps(_metrics()))
     if chapters:
         (root / "book" / "chapters").mkdir()
         for name in CHAPTERS:
@@ -72,14 +75,13 @@ def _book(root: Path, chapters: bool = True) -> Path:
 def _build(root: Path) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", "-W", "-n", "--keep-going", "book/"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=_environment())
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, env=_environment(root))
 
 
-def _environment() -> dict[str, str]:
+def _environment(root: Path) -> dict[str, str]:
     import os
 
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CRYOSENTINEL_")}
-    return {**kept, "NO_COLOR": "1"}
+    return {**os.environ, "NO_COLOR": "1", paths.OUTPUTS_VARIABLE: str(root / "generated")}
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -160,8 +162,8 @@ def test_the_tooltip_says_what_a_figure_is():
 def test_an_environment_variable_names_another_study(tmp_path, monkeypatch):
     monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path / "o"))
     assert Sources.of_book(tmp_path / "book").paths["study"] == tmp_path / "o" / "study" / "metrics.json"
-    monkeypatch.setenv("CRYOSENTINEL_STUDY", str(tmp_path / "s"))
-    assert Sources.of_book(tmp_path / "book").paths["study"] == tmp_path / "s" / "metrics.json"
+    monkeypatch.delenv("CRYOSENTINEL_OUTPUTS")
+    assert Sources.of_book(tmp_path / "book").paths["study"] == ROOT / "outputs" / "study" / "metrics.json"
 
 
 def test_published_figures_all_say_published_and_where_from():
@@ -299,7 +301,8 @@ def test_missing_chapters_are_made_first_and_a_failure_is_told(tmp_path):
     (root / "kept.ipynb").rename(root / "made" / "05_limitations.ipynb")
     done = _build(root)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((root / "called.json").read_text()) == ["study", "--preset", "quick"]
+    called = json.loads((root / "called.json").read_text())
+    assert called == ["study", "--preset", "quick", "--chapters", str(root / "book" / "chapters")]
     assert "Chapter 05_limitations" in _page(root, "chapters/05_limitations")
 
 
@@ -307,7 +310,7 @@ def test_a_new_metrics_file_is_read_again(built, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(built, root)
     metrics = _metrics() | {"test_iou@0.50_tta": _record(0.777)}
-    (root / "outputs" / "study" / "metrics.json").write_text(json.dumps(metrics))
+    (root / "generated" / "study" / "metrics.json").write_text(json.dumps(metrics))
     assert _build(root).returncode == 0
     assert "0.777" in _page(root, "chapters/03_evaluate") and "0.777" in _page(root, "intro")
 

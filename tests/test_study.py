@@ -212,7 +212,7 @@ def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_stud
     shutil.copytree(tiny_study.chapters, tmp_path / "book" / "chapters")
     built = subprocess.run(
         [str(Path(sys.executable).with_name("jupyter-book")), "build", "-W", "-n", "--keep-going", "book/"],
-        cwd=tmp_path, env={**tiny_study.environment, "CRYOSENTINEL_STUDY": str(tiny_study.outputs / "study")},
+        cwd=tmp_path, env=tiny_study.environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]

@@ -12,7 +12,6 @@ Roles and directives, all of which fail the build with a sentence where a figure
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from html import escape
@@ -55,8 +54,8 @@ def make_chapters(book: Path) -> None:
         return
     LOG.info("Not executed yet: %s. Running the quick study first.", ", ".join(missing))
     command = [sys.executable, "-m", "cryosentinel", "study", "--preset", "quick"]
-    if os.environ.get("CRYOSENTINEL_STUDY"):
-        command += ["--out", os.environ["CRYOSENTINEL_STUDY"]]
+    # Its chapters go beside this book's pages, wherever the command finds its notebooks.
+    command += ["--chapters", str(book / "chapters")]
     status = subprocess.run(command, cwd=book.parent, check=False).returncode
     if status:
         raise ExtensionError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from cryosentinel import paths
 
 #: What a record may say of the data that its figure was computed from.
 DATA_WORDS = ("simulated", "published", "real")
@@ -86,14 +86,8 @@ class Sources:
 
     @classmethod
     def of_book(cls, book: Path) -> Sources:
-        """The sources of a book folder.
-
-        The study's files lie in ``$CRYOSENTINEL_STUDY``, else in ``study`` of ``$CRYOSENTINEL_OUTPUTS``, else in
-        ``outputs/study`` beside the book.
-        """
-        outputs = Path(os.environ.get("CRYOSENTINEL_OUTPUTS") or book.parent / "outputs")
-        study = Path(os.environ.get("CRYOSENTINEL_STUDY") or outputs / "study")
-        return cls(study / "metrics.json", book / "standard_metrics.json")
+        """The sources of a book folder: the study at hand lies where the package puts it, the record in the folder."""
+        return cls(paths.study() / "metrics.json", book / "standard_metrics.json")
 
     def records(self, source: str) -> dict[str, Any]:
         """All records of one source, by name.
@@ -103,7 +97,7 @@ class Sources:
         """
         if source not in self._read:
             if source == "published":
-                text = resources.files("cryosentinel").joinpath("published.json").read_text(encoding="utf-8")
+                text = paths.PUBLISHED.read_text(encoding="utf-8")
             else:
                 path = self.paths[source]
                 if not path.is_file():

@@ -60,8 +60,9 @@ def _chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
     sources = sorted([*PACKAGE.rglob("*.py"), *CONFIGS.glob("*.yaml"), notebook])
     sources += [record] if (record := root / "book" / "standard_metrics.json").is_file() else []
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
-    for source in sources:
-        digest.update(source.relative_to(root).as_posix().encode() + bytes.fromhex(sha256(source)))
+    for source in sources:  # the package need not lie in the clone
+        name = source.relative_to(PACKAGE) if source.is_relative_to(PACKAGE) else source.name
+        digest.update(str(name).encode() + bytes.fromhex(sha256(source)))
     return digest.hexdigest()
 
 
