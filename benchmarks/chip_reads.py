@@ -13,6 +13,7 @@ import numpy as np
 
 from cryosentinel.data.chips import Chip, clean, read_shard, valid_mask, write_shard
 from cryosentinel.geo import chip_grid
+from cryosentinel.paths import SHARDS
 from cryosentinel.sensors import CHIP_SIZE, MODALITIES
 
 IDS: tuple[str, ...] = ("chip_reads_vs_terratorch", "chip_reads_vs_cached_parquet")
@@ -102,7 +103,7 @@ def lru_reader(folder: Path, shards: int) -> Read:
     """A loader that decodes a shard when it first needs a chip of it, and keeps the last ``shards`` decoded ones."""
     import torch
 
-    paths = sorted((folder / "chips").glob("*/*/shard_*.parquet"))
+    paths = sorted((folder / "chips").glob(SHARDS))
     decoded = lru_cache(maxsize=shards)(read_shard)
 
     def read(i: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cryosentinel.data.split import assign_splits
-from cryosentinel.data.split_check import Certificate, certificate, chips_overlap, earth_centred
+from cryosentinel.data.split_check import SplitCheck, check_split, chips_overlap, earth_centred
 from cryosentinel.geo import chip_grid
 from cryosentinel.sensors import CHIP_STRIDE, PIXEL_SIZE_M, REGIONS, SNAPSHOT_YEARS
 
@@ -65,11 +65,11 @@ def run(quick: bool) -> list[dict[str, Any]]:
     """
     lat, lon = chip_centres(6000 if quick else CHIPS)
     splits = assign_splits(lat, lon, buffer=0.0)
-    certificate(lat[:100], lon[:100], splits[:100])  # scipy's import is not the proof's time
+    check_split(lat[:100], lon[:100], splits[:100])  # scipy's import is not the proof's time
 
-    def timed() -> tuple[float, Certificate]:
+    def timed() -> tuple[float, SplitCheck]:
         start = time.perf_counter()
-        found = certificate(lat, lon, splits)
+        found = check_split(lat, lon, splits)
         return time.perf_counter() - start, found
 
     before = [timed() for _ in range(5)]

@@ -236,17 +236,17 @@ def split(
         earlier_block_size: also report how many validation and test chips a stage split with this size trained on.
         out: CSV of chip_id and split to write.
     """
-    from cryosentinel.data.split import assign_splits, certificate, stage_certificate
+    from cryosentinel.data.split import assign_splits, check_split, check_stages
     from cryosentinel.data.store import ChipStore
     from cryosentinel.files import write_text
 
     index = ChipStore(data).index
     lat, lon = index["lat"].to_numpy(), index["lon"].to_numpy()
     splits = assign_splits(lat, lon, block_size, buffer, rule=rule)
-    print(certificate(lat, lon, splits, index["year"].to_numpy()))
+    print(check_split(lat, lon, splits, index["year"].to_numpy()))
     if earlier_block_size is not None:
         earlier = assign_splits(lat, lon, earlier_block_size, buffer, rule=rule)
-        for name, row in stage_certificate((lat, lon, earlier), (lat, lon, splits)).items():
+        for name, row in check_stages((lat, lon, earlier), (lat, lon, splits)).items():
             print(f"{name}: {row['seen']} of {row['chips']} chips share pixels with the earlier stage's training chips")
     if out is not None:
         write_text(out, index[["chip_id", "region", "year"]].assign(split=splits).to_csv(index=False))

@@ -1,4 +1,4 @@
-"""Where a chip lies. The published format stores only a chip's centre; the grid follows from it."""
+"""Where a chip lies, and its identifier. The published format stores only a centre; the grid follows from it."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ def chip_grid(lat: float, lon: float, size: int = CHIP_SIZE, pixel_size: float =
     easting, northing = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
     half = size * pixel_size / 2
     return epsg, Affine(pixel_size, 0, round(easting - half, 3), 0, -pixel_size, round(northing + half, 3))
+
+
+def chip_id(region: str, epsg: int, row: int, col: int, year: int) -> str:
+    """The identifier of a chip on the UTM grid: ``<region>_<zone>_<easting>_<northing>_<year>``.
+
+    Args:
+        region: name of the region.
+        epsg: of the UTM zone.
+        row, col: of the chip's upper left pixel; pixel (0, 0) has its upper left corner at easting and northing 0, and
+            rows count southwards, so that they are negative.
+        year: of the images.
+
+    Returns:
+        Easting and northing of the upper left corner are given in pixels of 10 m: ``ile_alatau_43N_06720_478240_2022``.
+    """
+    zone = f"{epsg % 100:02d}{'N' if epsg < 32700 else 'S'}"
+    return f"{region}_{zone}_{col:05d}_{-row:06d}_{year}"
+
+
+def place_id(chip: str) -> str:
+    """What the identifiers of a place's chips of all years have in common: the chip's without the year."""
+    return chip.rsplit("_", 1)[0]

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cryosentinel.errors import HubError
+from cryosentinel.paths import SHARDS
 
 DATASET = "abzal-glw/cryosentinel-glof-v3"
 ENDPOINT = "https://huggingface.co"
@@ -213,7 +214,7 @@ def download_dataset(
 
 def _check_folders(folder: Path, name: str, regions: Sequence[str] | None, years: Sequence[int] | None) -> None:
     """Every region and year that was asked for must have come."""
-    held = {(path.parts[-3], path.parts[-2]) for path in folder.glob("*/*/shard_*.parquet")}
+    held = {(path.parts[-3], path.parts[-2]) for path in folder.glob(SHARDS)}
     wanted = [
         (region, str(year)) for region in regions or {r for r, _ in held} for year in years or {y for _, y in held}
     ]

@@ -1,4 +1,4 @@
-"""Where things lie: the clone, everything generated, the configurations and files that come with the package.
+"""Where things lie: the clone, everything generated, what comes with the package, and the files of a dataset.
 
 This is the only module that knows. Nothing else builds a path from ``__file__``, from the working folder, or from the
 environment variable ``CRYOSENTINEL_OUTPUTS``.
@@ -16,6 +16,10 @@ CONFIGS = PACKAGE / "configs"
 PUBLISHED = PACKAGE / "published.json"  # figures of the published system, read from its model card
 
 OUTPUTS_VARIABLE = "CRYOSENTINEL_OUTPUTS"
+
+#: Of a dataset, below its root: the shards as a pattern, and the statistics of its training split.
+SHARDS = "*/*/shard_*.parquet"
+STATISTICS_FILE = "dataset_stats_v3.json"
 
 
 def clone() -> Path | None:
@@ -68,6 +72,17 @@ def predictions() -> Path:
 def study() -> Path:
     """The folder of the study's metrics file and figures."""
     return outputs() / "study"
+
+
+def shard_path(root: str | os.PathLike[str], region: str, year: int, number: int) -> Path:
+    """A shard of a dataset: ``<root>/<region>/<year>/shard_NNN.parquet``."""
+    return Path(root, region, str(year), f"shard_{number:03d}.parquet")
+
+
+def truth_folder(root: str | os.PathLike[str]) -> Path:
+    """The folder beside a simulated dataset that holds what is true of its chips: ``<root>-truth``."""
+    root = Path(root).absolute()
+    return root.with_name(f"{root.name}-truth")
 
 
 def config(name: str | os.PathLike[str]) -> Path:

@@ -15,12 +15,12 @@ from cryosentinel.data.split import assign_splits, block_ids
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json
 from cryosentinel.geo import chip_grid
+from cryosentinel.paths import truth_folder
 from cryosentinel.sensors import REGIONS, SNAPSHOT_YEARS, Statistics
 from cryosentinel.simulate import PRESETS, SimulationConfig, TruthStore, render_scene, simulate
 from cryosentinel.simulate.labels import MISSING, OVERSIZED, UNDERSIZED, _outline
 from cryosentinel.simulate.noise import Draw
 from cryosentinel.simulate.places import chip_centre, draw_places
-from cryosentinel.simulate.truth import truth_folder
 from cryosentinel.simulate.water import Lake
 
 SMALL = SimulationConfig(

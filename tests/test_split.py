@@ -1,4 +1,4 @@
-"""The hash blocks against hashlib, the two buffer rules against their guarantee, the certificate against all pairs."""
+"""The hash blocks against hashlib, the two buffer rules against their guarantee, the check against all pairs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cryosentinel.data.split import (
     assign_splits,
     block_bucket,
     block_ids,
-    certificate,
+    check_split,
+    check_stages,
     exclude_stage,
-    stage_certificate,
 )
 from cryosentinel.data.split_check import chips_overlap, earth_centred
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.geo import utm_epsg
+from cryosentinel.geo import chip_id, place_id, utm_epsg
 from cryosentinel.sensors import REGIONS
 
 TIEN_SHAN = REGIONS["tien_shan_full"]
@@ -137,7 +137,7 @@ def test_options_out_of_range_are_refused():
         assign_splits([43.0, np.nan, 43.0], [77.0, 77.0, 190.0])
 
 
-# ---- certificate ----------------------------------------------------------------------------------------------------
+# ---- check -----------------------------------------------------------------------------------------------------------
 
 
 def plain_squares(lat, lon, centre) -> list:
@@ -184,11 +184,11 @@ def test_neighbours_of_the_published_grid_touch_or_share_half():
         ]  # fmt: skip
 
 
-def test_the_certificate_counts_what_all_pairs_count():
+def test_the_check_counts_what_all_pairs_count():
     lat, lon = uniform(400, seed=5, box=(77.0, 43.0, 77.4, 43.3))
     splits = np.random.default_rng(0).choice(["train", "val", "test", "buffer", ""], 400, p=[0.6, 0.1, 0.1, 0.1, 0.1])
     years = np.random.default_rng(1).choice([2017, 2021], 400)
-    found = certificate(lat, lon, splits, years)
+    found = check_split(lat, lon, splits, years)
     a, b = np.triu_indices(400, 1)
     counted = np.isin(splits, ["train", "val", "test"])
     cross = counted[a] & counted[b] & (splits[a] != splits[b])
@@ -220,10 +220,10 @@ def test_distances_are_geodesic():
 @pytest.mark.parametrize("rule", ["edge", "foreign"])
 def test_the_published_split_passes_and_one_split_compares_with_nothing(rule):
     lat, lon = uniform(20_000, seed=6, box=(76.0, 42.0, 79.0, 44.0))
-    found = certificate(lat, lon, assign_splits(lat, lon, rule=rule))
+    found = check_split(lat, lon, assign_splits(lat, lon, rule=rule))
     assert found.passed and found.smallest_distance_m >= 0.04 * 111_320 * math.cos(math.radians(44.0)) * 0.999
     assert "no two splits share a pixel" in str(found)
-    alone = certificate(lat, lon, np.full(len(lat), "train"))
+    alone = check_split(lat, lon, np.full(len(lat), "train"))
     assert alone.smallest_distance_m is None and alone.passed and alone.nearest is None
 
 
@@ -232,7 +232,7 @@ def test_stages_leak_unless_the_later_ones_blocks_are_kept_out():
     early = assign_splits(lat, lon, 0.25)
     for rule in ("edge", "foreign"):
         late = assign_splits(lat, lon, 0.15, rule=rule)
-        leak = stage_certificate((lat, lon, early), (lat, lon, late))
+        leak = check_stages((lat, lon, early), (lat, lon, late))
         trained = np.flatnonzero(early == "train")
         for name in ("val", "test"):
             chips = np.flatnonzero(late == name)
@@ -241,11 +241,20 @@ def test_stages_leak_unless_the_later_ones_blocks_are_kept_out():
             assert leak[name]["chips"] == len(chips) and leak[name]["seen"] == near.any(1).sum() > 0
         kept = ~exclude_stage(lat, lon, 0.15)
         assert 0.5 < kept.mean() < 0.9
-        clean = stage_certificate((lat[kept], lon[kept], early[kept]), (lat, lon, late))
+        clean = check_stages((lat[kept], lon[kept], early[kept]), (lat, lon, late))
         for name in ("val", "test"):
             assert clean[name]["seen"] == 0 and clean[name]["smallest_distance_m"] > 2240
         gap_lat = np.abs(lat[kept][:, None] - lat[np.isin(late, ["val", "test"])][None])
         gap_lon = np.abs(lon[kept][:, None] - lon[np.isin(late, ["val", "test"])][None])
         assert np.maximum(gap_lat, gap_lon).min() >= 0.04 - 1e-9
-    empty = stage_certificate((lat, lon, np.full(len(lat), "val")), (lat, lon, late))
+    empty = check_stages((lat, lon, np.full(len(lat), "val")), (lat, lon, late))
     assert empty["test"]["seen"] == 0 and empty["test"]["smallest_distance_m"] is None
+
+
+def test_a_chips_name_tells_its_place_and_year():
+    name = chip_id("ile_alatau", 32643, row=-478240, col=6720, year=2022)
+    assert name == "ile_alatau_43N_06720_478240_2022"
+    assert (
+        place_id(name) == place_id(chip_id("ile_alatau", 32643, -478240, 6720, 2017)) == "ile_alatau_43N_06720_478240"
+    )
+    assert chip_id("andes", 32719, row=-800000, col=50, year=2023) == "andes_19S_00050_800000_2023"

@@ -14,6 +14,7 @@ from cryosentinel.data.shards import SHARD_SCHEMA, read_shard_metadata
 from cryosentinel.data.split import BUFFER, BUFFER_DEGREES, FINETUNE_BLOCK_SIZE, SPLITS, assign_splits
 from cryosentinel.data.store import find_shards
 from cryosentinel.files import write_text
+from cryosentinel.paths import SHARDS, STATISTICS_FILE
 from cryosentinel.sensors import INVENTORY_YEARS, S1_FILL_DB, S2_BANDS
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -98,16 +99,16 @@ def _front_matter(name: str, licence: str, count: int, tags: Sequence[str]) -> s
         "task_categories": ["image-segmentation"],
         "tags": list(dict.fromkeys(["glacial-lakes", "sentinel-1", "sentinel-2", "dem", "high-mountain-asia", *tags])),
         "size_categories": [next((label for limit, label in SIZES if count < limit), "n>1M")],
-        "configs": [{"config_name": "default", "data_files": "*/*/shard_*.parquet"}],
+        "configs": [{"config_name": "default", "data_files": SHARDS}],
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _files(root: Path) -> str:
-    stats = (root / "dataset_stats_v3.json").is_file()
+    stats = (root / STATISTICS_FILE).is_file()
     lines = ["## Files", "", "- `<region>/<year>/shard_NNN.parquet`: a few hundred chips each, one row group."]
     if stats:
-        lines.append("- `dataset_stats_v3.json`: mean and standard deviation of every band over valid pixels.")
+        lines.append(f"- `{STATISTICS_FILE}`: mean and standard deviation of every band over valid pixels.")
     return "\n".join([*lines, ""])
 
 

@@ -21,20 +21,20 @@ from cryosentinel.data.split import (
     FINETUNE_BLOCK_SIZE,
     RULES,
     SPLITS,
-    Certificate,
+    SplitCheck,
     assign_splits,
-    certificate,
+    check_split,
     exclude_stage,
 )
 from cryosentinel.data.stats import training_statistics
 from cryosentinel.data.store import ChipStore
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.paths import STATISTICS_FILE
 from cryosentinel.sensors import DEM_RANGE, S1_FILL_DB, S2_RANGE, Statistics
 
 __all__ = ["ChipDataModule", "ChipDataset", "ChipStore"]
 
 Batch = dict[str, torch.Tensor]
-STATISTICS_FILE = "dataset_stats_v3.json"
 POSITIVE_THRESHOLD = 0.002  # share of lake pixels above which a chip counts as positive
 
 
@@ -208,13 +208,13 @@ class ChipDataModule(lightning.LightningDataModule):
             training_statistics(self.store, rows).write(path)
         return Statistics.read(path)
 
-    def certificate(self) -> Certificate:
-        """Measure this split: overlapping chips and distances across splits, see :mod:`.certificate`."""
+    def check_split(self) -> SplitCheck:
+        """Measure this split: overlapping chips and distances across splits, see :mod:`.split_check`."""
         self.setup()
         index = self.store.index
         used = np.flatnonzero(self.splits != "")
         at = index.iloc[used]
-        return certificate(at["lat"].to_numpy(), at["lon"].to_numpy(), self.splits[used], at["year"].to_numpy())
+        return check_split(at["lat"].to_numpy(), at["lon"].to_numpy(), self.splits[used], at["year"].to_numpy())
 
     def _rows(self, split: str) -> np.ndarray:
         self.setup()

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cryosentinel.data.split_check import BUFFER, Certificate, certificate, checked_centres, stage_certificate
+from cryosentinel.data.split_check import BUFFER, SplitCheck, check_split, check_stages, checked_centres
 from cryosentinel.errors import ConfigError
 
 SALT = "cryosentinel-blocks-v1"
@@ -155,12 +155,12 @@ __all__ = [
     "RULES",
     "SALT",
     "SPLITS",
-    "Certificate",
+    "SplitCheck",
     "assign_splits",
     "block_bucket",
     "block_ids",
     "block_indices",
-    "certificate",
+    "check_split",
+    "check_stages",
     "exclude_stage",
-    "stage_certificate",
 ]

@@ -1,4 +1,4 @@
-"""The split certificate: which chips of different splits overlap, and how near the nearest ones are.
+"""The check of a split: which chips of different splits overlap, and how near the nearest ones are.
 
 A split is only as honest as its distances, so they are measured rather than derived from the rule. A KD-tree over the
 chip centres answers in milliseconds what comparing all pairs takes most of a minute for.
@@ -24,7 +24,7 @@ _E2 = _F * (2 - _F)
 
 
 @dataclass(frozen=True)
-class Certificate:
+class SplitCheck:
     """What was measured between the chips of different splits.
 
     Attributes:
@@ -168,7 +168,7 @@ def _compare(lat: np.ndarray, lon: np.ndarray, groups: dict[str, np.ndarray]) ->
     return {"by_splits": by_splits, "smallest": smallest, "nearest": nearest}
 
 
-def certificate(lat: Any, lon: Any, splits: Any, years: Any = None) -> Certificate:
+def check_split(lat: Any, lon: Any, splits: Any, years: Any = None) -> SplitCheck:
     """Measure a split: overlapping chips and the smallest distance across splits.
 
     Args:
@@ -184,7 +184,7 @@ def certificate(lat: Any, lon: Any, splits: Any, years: Any = None) -> Certifica
     splits = np.asarray(splits, dtype=str)
     years = None if years is None else np.asarray(years)
     if splits.shape != lat.shape or (years is not None and years.shape != lat.shape):
-        raise InputError("The certificate needs one split (and one year) for each chip centre.")
+        raise InputError("The check needs one split (and one year) for each chip centre.")
     names = sorted(set(splits.tolist()) - {BUFFER, ""}, key=lambda name: ("train", "val", "test", name).index(name))
     groups = {name: np.flatnonzero(splits == name) for name in names}
     overall = _compare(lat, lon, groups)
@@ -199,13 +199,13 @@ def certificate(lat: Any, lon: Any, splits: Any, years: Any = None) -> Certifica
     counts = {name: len(at) for name, at in groups.items()}
     if (splits == BUFFER).any():
         counts[BUFFER] = int((splits == BUFFER).sum())
-    return Certificate(
+    return SplitCheck(
         counts, sum(overall["by_splits"].values()), overall["by_splits"], overall["smallest"], overall["nearest"],
         per_year,
     )  # fmt: skip
 
 
-def stage_certificate(
+def check_stages(
     earlier: tuple[Any, Any, Any], later: tuple[Any, Any, Any]
 ) -> dict[str, dict[str, float | int | None]]:
     """How far a later stage's evaluation chips lie from what an earlier stage trained on.

@@ -16,6 +16,7 @@ from cryosentinel.data import sanity
 from cryosentinel.data.cache import INDEX, PIXELS, convert, default_cache_dir, entry_of
 from cryosentinel.data.pixels import Chip
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.paths import SHARDS
 
 PLACE_DIGITS = 5  # degrees: about a metre; two chips of one year nearer than that are one chip
 WATER_TOLERANCE = 0.001
@@ -205,7 +206,7 @@ def find_shards(
     """
     if not root.is_dir():
         raise InputError(f"There is no dataset folder {root}; simulate, ingest or download one, or check the path.")
-    paths = sorted(root.glob("*/*/shard_*.parquet"))
+    paths = sorted(root.glob(SHARDS))
     if not paths:
         raise InputError(f"{root} holds no shards; they are expected at <region>/<year>/shard_NNN.parquet below it.")
     folders = {(path.parts[-3], path.parts[-2]) for path in paths}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cryosentinel import geo
 from cryosentinel.errors import ConfigError
 from cryosentinel.ingest.settings import Settings
 from cryosentinel.sensors import CHIP_SIZE, CHIP_STRIDE, PIXEL_SIZE_M, REGIONS
@@ -42,9 +43,8 @@ class Cell:
         return self.left, self.top - SIDE * STEP_M, self.left + SIDE * STEP_M, self.top
 
     def chip_id(self, region: str, year: int) -> str:
-        """Region, zone, easting and northing of the upper left corner in units of 10 m, year."""
-        zone = f"{self.epsg % 100:02d}{'N' if self.epsg < 32700 else 'S'}"
-        return f"{region}_{zone}_{self.j * CHIP_STRIDE:05d}_{-self.i * CHIP_STRIDE:06d}_{year}"
+        """The identifier of this cell's chip, see :func:`cryosentinel.geo.chip_id`."""
+        return geo.chip_id(region, self.epsg, self.i * CHIP_STRIDE, self.j * CHIP_STRIDE, year)
 
 
 @dataclass(frozen=True)

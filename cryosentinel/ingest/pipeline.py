@@ -29,6 +29,7 @@ from cryosentinel.ingest.search import Found, collections, open_service, search_
 from cryosentinel.ingest.settings import Settings, fingerprint
 from cryosentinel.ingest.staging import RECORD_FILE, Staging
 from cryosentinel.ingest.window import KEPT, SERVER_DOWN, Result, Task, build_window
+from cryosentinel.paths import shard_path
 
 PathLike = str | os.PathLike[str]
 CONNECT_S = 20  # to a Dask scheduler
@@ -257,7 +258,7 @@ def _assemble(out: Path, staging: Staging, windows: Sequence[Window], settings: 
         reasons = ", ".join(f"{n} {status}" for status, n in index["status"].value_counts().items())
         raise InputError(f"None of the {len(index)} planned chips could be built ({reasons}); widen season or limits.")
     for number, group in enumerate(groups):
-        write_shard(staging.target / f"shard_{number:03d}.parquet", staging.chips(group))
+        write_shard(shard_path(out, staging.region, staging.year, number), staging.chips(group))
     table = write_index(staging.target, index)
     write_statistics(out)
     broken = sorted(set(broken))

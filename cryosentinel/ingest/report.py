@@ -19,9 +19,10 @@ from cryosentinel.data.stats import RunningStatistics
 from cryosentinel.data.store import find_shards
 from cryosentinel.files import replacing
 from cryosentinel.ingest.window import KEPT
+from cryosentinel.paths import STATISTICS_FILE
 from cryosentinel.sensors import Statistics
 
-INDEX_FILE, SANITY_FILE, STATISTICS_FILE = "index.parquet", "sanity_report.csv", "dataset_stats_v3.json"
+INDEX_FILE, SANITY_FILE = "index.parquet", "sanity_report.csv"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cryosentinel.data.chips import Chip, iter_shard, write_shard
 from cryosentinel.errors import InputError
 from cryosentinel.files import read_json, write_json
 from cryosentinel.ingest.window import Result
+from cryosentinel.paths import SHARDS
 
 RECORD_FILE = "ingest.json"
 
@@ -45,7 +46,7 @@ class Staging:
                     )
                 if found.get("complete") is True:
                     return True
-        if not self.record.exists() and any(self.target.glob("shard_*.parquet")) and not self.folder.exists():
+        if not self.record.exists() and any(self.target.glob(Path(SHARDS).name)) and not self.folder.exists():
             raise InputError(f"{self.target} holds shards of another origin; ingest into another folder.")
         return False
 

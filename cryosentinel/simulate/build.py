@@ -19,15 +19,16 @@ from cryosentinel.data.split import assign_splits
 from cryosentinel.data.stats import RunningStatistics
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, write_json
+from cryosentinel.geo import chip_id
+from cryosentinel.paths import STATISTICS_FILE, shard_path, truth_folder
 from cryosentinel.sensors import CHIP_SIZE
 from cryosentinel.simulate.field import render_year
 from cryosentinel.simulate.ground import Window, make_ground
 from cryosentinel.simulate.labels import make_labels
 from cryosentinel.simulate.places import Place, chip_centre, draw_places
 from cryosentinel.simulate.presets import SimulationConfig
-from cryosentinel.simulate.truth import Truth, truth_folder, write_truth_shard
+from cryosentinel.simulate.truth import Truth, write_truth_shard
 
-STATISTICS_FILE = "dataset_stats_v3.json"
 RECORD_FILE = "simulation.json"
 
 
@@ -51,13 +52,10 @@ class _Job:
 
     def paths(self, year: int) -> tuple[Path, Path]:
         """The shard of a year and the one of its truth."""
-        name = Path(self.region, str(year), f"shard_{self.number:03d}.parquet")
-        return self.root / name, truth_folder(self.root) / name
-
-
-def chip_name(region: str, epsg: int, row: int, col: int, year: int) -> str:
-    """Identifier of a chip: region, zone, easting and northing of its upper left corner in units of 10 m, year."""
-    return f"{region}_{epsg - 32600:02d}N_{col:05d}_{-row:06d}_{year}"
+        return (
+            shard_path(self.root, self.region, year, self.number),
+            shard_path(truth_folder(self.root), self.region, year, self.number),
+        )
 
 
 def _lake_split(lake_id: str) -> str:
@@ -85,7 +83,7 @@ def render_place(place: Place, seed: int) -> Iterator[tuple[Chip, Truth]]:
                 s1=cut["s1"],
                 dem=cut["dem"],
                 mask=cut["mask"],
-                chip_id=chip_name(place.region, place.epsg, row, col, year),
+                chip_id=chip_id(place.region, place.epsg, row, col, year),
                 region=place.region,
                 snapshot_year=year,
                 lat=lat,

@@ -15,6 +15,7 @@ import pandas as pd
 from cryosentinel.data.split import assign_splits
 from cryosentinel.data.stats import RunningStatistics
 from cryosentinel.errors import InputError
+from cryosentinel.geo import place_id
 from cryosentinel.sensors import MODALITIES, PIXEL_SIZE_M, PUBLISHED_STATISTICS, Statistics
 from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.difficulty import (
@@ -116,7 +117,7 @@ def simulated_slopes(root: str | os.PathLike[str], region: str | None = None) ->
     """Slopes in degrees of the chips' elevation at 90 m (means of nine by nine pixels), each place once."""
     seen, slopes = set(), []
     for chip, _ in chips_with_truth(root):
-        place = chip.chip_id.rsplit("_", 1)[0]
+        place = place_id(chip.chip_id)
         if place in seen or (region is not None and chip.region != region):
             continue
         seen.add(place)

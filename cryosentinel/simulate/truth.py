@@ -15,6 +15,7 @@ from cryosentinel.data.chips import Chip, iter_shard
 from cryosentinel.data.split import assign_splits
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
+from cryosentinel.paths import SHARDS, truth_folder
 
 LAYERS = ("truth", "material", "cloud", "terrain_shadow")
 SCHEMA = pa.schema(
@@ -46,12 +47,6 @@ class Truth:
     label_error: str
 
 
-def truth_folder(root: str | os.PathLike[str]) -> Path:
-    """The folder beside a dataset that holds its truth: ``<root>-truth``."""
-    root = Path(root).absolute()
-    return root.with_name(f"{root.name}-truth")
-
-
 def write_truth_shard(path: str | os.PathLike[str], truths: dict[str, Truth]) -> None:
     """Write the truth of a shard's chips (chip id -> truth), atomically."""
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
@@ -77,7 +72,7 @@ class TruthStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.folder = truth_folder(root)
-        paths = sorted(self.folder.glob("*/*/shard_*.parquet"))
+        paths = sorted(self.folder.glob(SHARDS))
         if not paths:
             raise InputError(
                 f"There is no truth in {self.folder}; only simulated datasets have one, beside them under the same "
@@ -145,7 +140,7 @@ def chips_with_truth(
     """
     truths = TruthStore(root)
     count = 0
-    for path in sorted(Path(root).glob("*/*/shard_*.parquet")):
+    for path in sorted(Path(root).glob(SHARDS)):
         for chip in iter_shard(path):
             if split is not None and assign_splits([chip.lat], [chip.lon])[0] != split:
                 continue

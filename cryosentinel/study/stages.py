@@ -21,7 +21,7 @@ import yaml
 from cryosentinel import paths
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, sha256, write_json
-from cryosentinel.paths import shown
+from cryosentinel.paths import STATISTICS_FILE, shown
 from cryosentinel.runs import SOUP, make_soup, open_segmenter, snapshots
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Study:
 
     def chips(self) -> Path:
         """The folder of shards; simulated first where the preset's are missing."""
-        if self.simulated and not (self.root / "dataset_stats_v3.json").is_file():
+        if self.simulated and not (self.root / STATISTICS_FILE).is_file():
             from cryosentinel.simulate import PRESETS, simulate
 
             with self.making("simulate", f"The simulated chips of preset {self.preset} are missing; making them."):

@@ -17,6 +17,7 @@ from cryosentinel.errors import CheckpointError, ConfigError
 from cryosentinel.files import read_json, replacing, write_json
 from cryosentinel.models.checkpoint import load_checkpoint, refuse_other_structure, sanitize_resume, write_checkpoint
 from cryosentinel.models.segmenter import SegmenterConfig
+from cryosentinel.paths import SHARDS, STATISTICS_FILE
 from cryosentinel.training.config import differences
 from cryosentinel.training.optim import parameter_groups
 from cryosentinel.training.task import SegmentationTask
@@ -40,7 +41,7 @@ def forget(folder: Path) -> None:
 def data_fingerprint(root: Path) -> str:
     """What tells one dataset from another without reading it: names and sizes of its shards, and its statistics."""
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("*/*/shard_*.parquet"), *root.glob("dataset_stats*.json")]):
+    for path in sorted([*root.glob(SHARDS), *root.glob(STATISTICS_FILE)]):
         digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
         if path.suffix == ".json":
             digest.update(path.read_bytes())
