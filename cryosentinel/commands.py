@@ -81,7 +81,7 @@ def soup(run: Path, out: Path | None = None) -> None:
         run: run folder; its checkpoints/step*-iou*.ckpt go in.
         out: checkpoint to write; RUN/checkpoints/soup.ckpt by default.
     """
-    from cryosentinel.runs import make_soup
+    from cryosentinel.models.soup import make_soup
 
     print(make_soup(run, out))
 
@@ -184,10 +184,9 @@ def predict(
     """
     from cryosentinel import paths
     from cryosentinel.mapping.scene import predict_scene
-    from cryosentinel.models.checkpoint import resolve_checkpoint
-    from cryosentinel.runs import open_segmenter
+    from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
 
-    segmenter = open_segmenter(resolve_checkpoint(ckpt, paths.runs()), model, statistics, device)
+    segmenter = load_segmenter(resolve_checkpoint(ckpt, paths.runs()), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter,

@@ -16,6 +16,8 @@ CONFIGS = PACKAGE / "configs"
 PUBLISHED = PACKAGE / "published.json"  # figures of the published system, read from its model card
 
 OUTPUTS_VARIABLE = "CRYOSENTINEL_OUTPUTS"
+#: The mean of a run's snapshots, among the run's checkpoints.
+SOUP = "soup.ckpt"
 
 #: Of a dataset, below its root: the shards as a pattern, and the statistics of its training split.
 SHARDS = "*/*/shard_*.parquet"
@@ -62,6 +64,18 @@ def datasets() -> Path:
 def runs() -> Path:
     """The folder of run folders."""
     return outputs() / "runs"
+
+
+def snapshots(run: str | os.PathLike[str]) -> list[Path]:
+    """The snapshots of a run folder, in order of their steps.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted((Path(run) / "checkpoints").glob("step*-iou*.ckpt"))
+    if not found:
+        raise InputError(f"{run} holds no snapshots (checkpoints/step*-iou*.ckpt); train first: cryosentinel fit.")
+    return found
 
 
 def predictions() -> Path:

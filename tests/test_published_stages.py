@@ -22,11 +22,10 @@ from cryosentinel.data.chips import write_shard
 from cryosentinel.data.dataset import ChipDataset
 from cryosentinel.data.split import assign_splits
 from cryosentinel.data.store import ChipStore
-from cryosentinel.models.checkpoint import load_checkpoint
+from cryosentinel.models.checkpoint import load_checkpoint, load_segmenter
 from cryosentinel.models.segmenter import SegmenterConfig, build_segmenter
 from cryosentinel.models.statedict import segmenter_state
 from cryosentinel.models.tta import flip_logits
-from cryosentinel.runs import open_segmenter
 from cryosentinel.sensors import PUBLISHED_STATISTICS, REGIONS
 from cryosentinel.training.config import flatten
 from cryosentinel.training.task import SegmentationTask
@@ -212,7 +211,7 @@ def test_finetuning_starts_from_exactly_that_soup(stages, chips):
 
 def test_soup_of_the_finetuning_opens_and_segments(stages, chips):
     assert stages.final_soup.status == 0
-    model = open_segmenter(stages.run(FINETUNE) / "checkpoints" / "soup.ckpt")
+    model = load_segmenter(stages.run(FINETUNE) / "checkpoints" / "soup.ckpt")
     name = "net.encoder.encoder.11.mlp.fc1.weight"
     first, second = (load_checkpoint(path)["state_dict"][f"model.{name}"] for path in stages.snapshots(FINETUNE))
     assert not torch.equal(first, second)

@@ -23,8 +23,8 @@ NOT_STRUCTURE = ("pretrained", "weights", "drop_path")
 
 def load_segmenter(
     path: str | os.PathLike[str],
-    config: SegmenterConfig | None = None,
-    statistics: Statistics | None = None,
+    config: SegmenterConfig | str | os.PathLike[str] | None = None,
+    statistics: Statistics | str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     weights: Weights = "auto",
 ) -> Segmenter:
@@ -32,8 +32,10 @@ def load_segmenter(
 
     Args:
         path: a checkpoint of this package, or one in the published layout.
-        config: needed where the file does not say what model it holds; where it does, it must agree.
-        statistics: needed where the file holds none; where it does, the ones given here are used instead.
+        config: needed where the file does not say what model it holds, as the published ones do not; where it does,
+            it must agree. A configuration, or the YAML file of a run, whose section ``model`` is read.
+        statistics: needed where the file holds none; where it does, the ones given here are used instead. Statistics,
+            or the path of ``dataset_stats_v3.json``.
         device: where the model goes.
         weights: of a file with raw and averaged weights, which: "ema", "raw", or "auto" (the average where there is
             one).
@@ -42,6 +44,10 @@ def load_segmenter(
         CheckpointError: the file cannot be read safely, does not say what it holds, or does not fit the configuration.
         ConfigError: the configuration in the file cannot be used.
     """
+    if not (config is None or isinstance(config, SegmenterConfig)):
+        config = SegmenterConfig.read(config)
+    if not (statistics is None or isinstance(statistics, Statistics)):
+        statistics = Statistics.read(statistics)
     checkpoint = load_checkpoint(path)
     own_config, own_statistics = _description(checkpoint)
     if config is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from cryosentinel import paths
 from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.models.reading import load_checkpoint
 from cryosentinel.models.refiner import IndexRefiner
@@ -131,6 +134,30 @@ class SegmenterConfig:
                 f"{', '.join(f.name for f in fields(cls))}."
             )
         return cls(**value)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> SegmenterConfig:
+        """Read the section ``model:`` of a run's configuration; its other sections are not looked at.
+
+        Args:
+            path: a YAML file, or the name of a configuration that comes with the package.
+
+        Raises:
+            ConfigError: the file is missing or not YAML, has no such section, or the section cannot be used.
+        """
+        path = paths.config(path)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path} is not a YAML file that can be read ({reason}); mend it.") from None
+        section = content.get("model") if isinstance(content, Mapping) else None
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{path} has no section model:; give the YAML file of a run.")
+        try:
+            return cls.from_dict(section)
+        except ConfigError as error:
+            raise ConfigError(f"The section model of {path} cannot be used: {error}") from None
 
     @property
     def size_multiple(self) -> int:

@@ -15,14 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from cryosentinel import paths
 from cryosentinel.errors import CheckpointError
 from cryosentinel.models.members import Member, open_members, write_mean
 from cryosentinel.models.segmenter import Segmenter
 from cryosentinel.models.statedict import canonical_keys
 
 
+def make_soup(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """The uniform soup of a run's snapshots.
+
+    Args:
+        run: run folder.
+        out: checkpoint to write; ``<run>/checkpoints/soup.ckpt`` by default.
+
+    Raises:
+        InputError: the run has no snapshots.
+    """
+    return uniform_soup(paths.snapshots(run), Path(run) / "checkpoints" / paths.SOUP if out is None else out)
+
+
 def uniform_soup(
-    paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], digests: bool = True, **metadata: Any
+    members: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], digests: bool = True, **metadata: Any
 ) -> Path:
     """Write the mean of several checkpoints as a checkpoint.
 
@@ -31,7 +45,7 @@ def uniform_soup(
     on the output: the largest is taken.
 
     Args:
-        paths: the members, at least one; files of this package or of torch's zip format with a ``state_dict``.
+        members: the checkpoints, at least one; files of this package or of torch's zip format with a ``state_dict``.
         out: the file to write; it may be one of the members.
         digests: put the SHA-256 of each member's file into the metadata (reads every file once more).
         **metadata: further entries of the checkpoint.
@@ -43,11 +57,11 @@ def uniform_soup(
         CheckpointError: a member cannot be read safely, or differs from the first in names, shapes, types or
             configuration; the sentence names it.
     """
-    return write_mean(open_members(paths), out, {"rule": "uniform"}, digests, metadata)
+    return write_mean(open_members(members), out, {"rule": "uniform"}, digests, metadata)
 
 
 def greedy_soup(
-    paths: Sequence[str | os.PathLike[str]],
+    members: Sequence[str | os.PathLike[str]],
     score: Callable[[dict[str, torch.Tensor]], float],
     out: str | os.PathLike[str],
     digests: bool = True,
@@ -59,7 +73,7 @@ def greedy_soup(
     without it (Wortsman et al. 2022, recipe 1). Memory holds one candidate and the running sum.
 
     Args:
-        paths: the members.
+        members: the checkpoints.
         score: maps the segmenter's state dict (``net.*``, ``refiner.*``) to a number, higher is better.
         out: the file to write.
         digests: put the SHA-256 of each file into the metadata.
@@ -71,14 +85,14 @@ def greedy_soup(
     Raises:
         CheckpointError: as for :func:`uniform_soup`, or a score is not a number.
     """
-    members = open_members(paths)
-    alone = [_scored(score, canonical_keys(m.state), m) for m in members]
+    opened = open_members(members)
+    alone = [_scored(score, canonical_keys(m.state), m) for m in opened]
     # Python's sort is stable: of equal members the one named first goes first.
-    order = sorted(range(len(members)), key=lambda i: -alone[i])
-    kept, best = [members[order[0]]], alone[order[0]]
+    order = sorted(range(len(opened)), key=lambda i: -alone[i])
+    kept, best = [opened[order[0]]], alone[order[0]]
     total = _sum(None, kept[0].state)
     for index in order[1:]:
-        member = members[index]
+        member = opened[index]
         candidate = _sum(total, member.state)
         mean = {
             k: (v / (len(kept) + 1)).to(member.state[k].dtype) if v.is_floating_point() else v
@@ -87,9 +101,7 @@ def greedy_soup(
         value = _scored(score, canonical_keys(mean), member)
         if value >= best:
             kept, best, total = [*kept, member], value, candidate
-    tried = [
-        {"name": members[i].path.name, "score": alone[i], "kept": any(members[i] is m for m in kept)} for i in order
-    ]
+    tried = [{"name": opened[i].path.name, "score": alone[i], "kept": any(opened[i] is m for m in kept)} for i in order]
     return write_mean(kept, out, {"rule": "greedy", "score": best, "tried": tried}, digests, metadata)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from cryosentinel.files import read_json
 from cryosentinel.paths import project_root
-from cryosentinel.runs import open_segmenter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +60,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     from cryosentinel.evaluation.evaluate import chip_batches
     from cryosentinel.evaluation.metrics import ALL_THRESHOLDS, best_threshold
     from cryosentinel.evaluation.predictors import model_predictor
+    from cryosentinel.models.checkpoint import load_segmenter
     from cryosentinel.models.segmenter import parameter_counts
 
     source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}"
@@ -81,7 +81,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     predictors: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         name: baseline(name, module.store, study.rows("train")["train"]) for name in INDICES_AND_PIXELS
     }
-    segmenters = {name: open_segmenter(path) for name, path in soups.items()}
+    segmenters = {name: load_segmenter(path) for name, path in soups.items()}
     predictors |= {name: model_predictor(segmenter, flips=1, bf16=True) for name, segmenter in segmenters.items()}
     _, batch = next(chip_batches(module.store, study.rows("test")["test"], 4))
     seconds = seconds_a_chip(predictors, batch)

@@ -21,8 +21,7 @@ import yaml
 from cryosentinel import paths
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, sha256, write_json
-from cryosentinel.paths import STATISTICS_FILE, shown
-from cryosentinel.runs import SOUP, make_soup, open_segmenter, snapshots
+from cryosentinel.paths import SOUP, STATISTICS_FILE, shown, snapshots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +45,7 @@ class Study:
         data: folder of shards in the published format to use instead of the simulated ones.
         notebook: who asks; names the new folder.
         seed: of the run (initial weights, order, augmentation); 0 for the configuration's own. The chips stay the same.
-        model, statistics: for checkpoints that do not describe themselves (:func:`cryosentinel.runs.open_segmenter`).
+        model, statistics: for checkpoints that do not describe themselves (``load_segmenter``).
 
     Raises:
         ConfigError: an unknown preset.
@@ -243,6 +242,8 @@ class Study:
 
     def soup(self, network: str | None = None, **overrides: Any) -> Path:
         """The soup of a run (see :meth:`fit`); made first where it is missing or older than a snapshot."""
+        from cryosentinel.models.soup import make_soup
+
         run = self.fit(network, **overrides)
         path = run / "checkpoints" / SOUP
         newest = max(snapshot.stat().st_mtime for snapshot in snapshots(run))
@@ -259,7 +260,7 @@ class Study:
             batches: of the first epoch's order, not augmented, of the run's batch size.
         """
         from cryosentinel.evaluation.evaluate import chip_batches
-        from cryosentinel.models.checkpoint import save_checkpoint
+        from cryosentinel.models.checkpoint import load_segmenter, save_checkpoint
         from cryosentinel.models.soup import reestimate_batchnorm
 
         soup = self.soup(network, **overrides)
@@ -271,7 +272,7 @@ class Study:
         # Whole batches alone: every one counts the same in the mean.
         count = min(batches, len(loader.sampler) // module.batch_size) * module.batch_size
         chosen = module.rows["train"][loader.sampler.order(0)[:count]]
-        segmenter = open_segmenter(soup)
+        segmenter = load_segmenter(soup)
         run = soup.parent.parent.name
         with self.making("batchnorm", f"BatchNorm statistics of the soup of {run}, from {count} training chips."):
             drawn = (batch for _, batch in chip_batches(module.store, chosen, module.batch_size))
@@ -317,9 +318,10 @@ class Study:
             bf16: run the network in bfloat16 where it may.
         """
         from cryosentinel.evaluation.predictors import model_predictor
+        from cryosentinel.models.checkpoint import load_segmenter
 
         path = self.checkpoint(os.fspath(ckpt))
-        predict = model_predictor(open_segmenter(path, self._model, self._statistics), flips=flips, bf16=bf16)
+        predict = model_predictor(load_segmenter(path, self._model, self._statistics), flips=flips, bf16=bf16)
         return self._evaluate(predict, self.diagnostics(path, flips, bf16), sha256(path), splits)
 
     def baseline(self, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
