@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -111,6 +112,25 @@ def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_public_interface_is_what_editors_see_and_loads_when_it_is_used():
+    import cryosentinel
+
+    tree = ast.parse((ROOT / "cryosentinel" / "__init__.py").read_text(encoding="utf-8"))
+    (typed,) = (node.body for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname or alias.name: (node.module, alias.name) for node in typed for alias in node.names}
+    places = {name: place.partition(":") for name, place in cryosentinel._PLACES.items()}
+    assert seen == {name: (f"cryosentinel.{at}", there or name) for name, (at, _, there) in places.items()}
+    # Each name is where the table says it is: defined there, or imported there; nothing heavy is loaded to see that.
+    for name, (module, there) in seen.items():
+        path = ROOT / module.replace(".", "/")
+        text = next(p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()).read_text("utf-8")
+        assert re.search(rf"^(def|class) {there}\b|^(from|    ).*import .*\b{there}\b", text, re.MULTILINE), name
+    assert cryosentinel.assign_splits is importlib.import_module("cryosentinel.data.split").assign_splits
+    assert {"Study", "assign_splits", "__version__"} <= set(dir(cryosentinel))
+    with pytest.raises(AttributeError, match="Stduy"):
+        cryosentinel.Stduy  # noqa: B018
 
 
 # ------------------------------------------------------------------------------------------------------------- files
