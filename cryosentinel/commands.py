@@ -242,7 +242,7 @@ def split(
     index = ChipStore(data).index
     lat, lon = index["lat"].to_numpy(), index["lon"].to_numpy()
     splits = assign_splits(lat, lon, block_size, buffer, rule=rule)
-    print(check_split(lat, lon, splits, index["year"].to_numpy()))
+    print(check_split(lat, lon, splits))
     if earlier_block_size is not None:
         earlier = assign_splits(lat, lon, earlier_block_size, buffer, rule=rule)
         for name, row in check_stages((lat, lon, earlier), (lat, lon, splits)).items():

@@ -151,8 +151,8 @@ def test_candidates_are_ranked_and_the_control_is_seeded(run):
     assert ranked["disagreement"].is_monotonic_decreasing and len(ranked) == 7
     assert (verdicts.loc[verdicts["verdict"] == "agree", "rank"] == 0).all()
     assert verdicts["sample"].value_counts().to_dict() == {"": 8, "control": 3, "candidate": 2}
-    assert list(verdicts.loc[audits.shown(verdicts), "rank"]) == [1, 2]
-    assert len(audits.shown(verdicts, "control")) == 3
+    assert list(verdicts.loc[audits.sample_positions(verdicts), "rank"]) == [1, 2]
+    assert len(audits.sample_positions(verdicts, "control")) == 3
 
 
 def test_corrected_scores_two_sided_and_the_cards_variant(run):
@@ -163,7 +163,7 @@ def test_corrected_scores_two_sided_and_the_cards_variant(run):
     dropped = set(result.table["chip_id"]) - set(variants["two_sided_drop"]["chip_id"])
     assert dropped == set(result.accused())
     assert len(variants["two_sided_corrected"]) == len(result.table)
-    # Corrected masks of the accused chips equal what the two other witnesses saw.
+    # Corrected masks of the accused chips equal what the two other maps hold.
     for chip in result.accused():
         (row,) = np.flatnonzero(variants["two_sided_corrected"]["chip_id"] == chip)
         assert metrics.chip_iou(variants["two_sided_corrected"], 0.5)[row] == 1.0
@@ -179,7 +179,7 @@ def test_corrected_scores_two_sided_and_the_cards_variant(run):
 def test_nothing_accused_leaves_the_scores_alone(run):
     _, result = run({name: CASES[name] for name in ("agree", "miss", "empty")})
     for table in result.variants().values():
-        assert metrics.counts(table, 0.5) == metrics.counts(result.table, 0.5)
+        assert metrics.score(table) == metrics.score(result.table)
 
 
 def test_precision_and_recall_against_the_known_truth(run):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cryosentinel.data.augment import PRETRAIN_AUGMENT, AugmentConfig, BatchAugment
+from cryosentinel.data.augment import AugmentConfig, BatchAugment
 from cryosentinel.errors import ConfigError
 from cryosentinel.sensors import PUBLISHED_STATISTICS
 
@@ -43,7 +43,7 @@ def test_nothing_asked_changes_nothing():
 
 
 def test_everything_follows_from_seed_epoch_and_rows_and_the_input_stays():
-    batch, config = make_batch(), replace(PRETRAIN_AUGMENT, rotate_p=0.5)
+    batch, config = make_batch(), AugmentConfig(rotate_p=0.5, mosaic_p=0.15)
     before = {name: value.clone() for name, value in batch.items()}
     first = BatchAugment(config, seed=1)(batch, epoch=3)
     assert all(torch.equal(batch[name], before[name]) for name in batch)

@@ -10,12 +10,14 @@ from cryosentinel.data.chips import Chip
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import calibration, metrics
 from cryosentinel.evaluation.baselines import (
+    BASELINES,
+    IndexPredictor,
     PixelClassifier,
-    evaluate_baselines,
-    index_predictor,
+    baseline,
     pixel_features,
     sample_pixels,
 )
+from cryosentinel.evaluation.evaluate import evaluate
 from cryosentinel.indices import mndwi, ndwi
 
 SIZE = 32
@@ -55,11 +57,11 @@ def test_indices_become_probabilities_without_losing_a_threshold():
     torch = pytest.importorskip("torch")
     s2 = np.random.default_rng(0).integers(0, 16_000, (2, 12, 8, 8)).astype(np.float32)
     for name, function in (("mndwi", mndwi), ("ndwi", ndwi)):
-        found = index_predictor(name)({"S2L2A": torch.from_numpy(s2)})
+        found = IndexPredictor(name)({"S2L2A": torch.from_numpy(s2)})
         assert found.min() >= 0 and found.max() <= 1 and found.dtype == np.float32
         np.testing.assert_allclose(found, (function(s2) + 1) / 2, atol=1e-6)
     with pytest.raises(ConfigError, match="no index 'ndvi'"):
-        index_predictor("ndvi")
+        IndexPredictor("ndvi")
 
 
 def test_pixel_features_keep_bands_and_pixels_apart():
@@ -92,10 +94,20 @@ def test_a_sample_of_one_class_is_refused():
         sample_pixels(WaterStore(lakes=False), range(3))
 
 
+def evaluate_baselines(store, out):
+    rows = {split: ROWS[split] for split in ("val", "test")}
+    references = {"truth": lambda chip: chip.mask}
+    return {
+        name: evaluate(
+            baseline(name, store, ROWS["train"]), store, rows, out / name, references, digest=name, progress=False
+        )
+        for name in BASELINES
+    }
+
+
 def test_baselines_share_the_evaluation_path(tmp_path):
     pytest.importorskip("torch")
-    store = WaterStore()
-    found = evaluate_baselines(store, ROWS, tmp_path, {"truth": lambda chip: chip.mask}, progress=False)
+    found = evaluate_baselines(WaterStore(), tmp_path)
     scores = {}
     for name, evaluation in found.items():
         assert set(evaluation.tables) == {(s, r) for s in ("val", "test") for r in ("label", "truth")}
@@ -108,7 +120,7 @@ def test_baselines_share_the_evaluation_path(tmp_path):
         def __getitem__(self, row):
             raise AssertionError("a finished baseline reads no chip")
 
-    again = evaluate_baselines(Untouchable(), ROWS, tmp_path, {"truth": lambda chip: chip.mask}, progress=False)
+    again = evaluate_baselines(Untouchable(), tmp_path)
     assert metrics.score(again["pixel"].table("test")) == metrics.score(found["pixel"].table("test"))
 
 
@@ -131,7 +143,6 @@ def histogram_table(probability: np.ndarray, label: np.ndarray) -> pd.DataFrame:
 
 def test_reliability_agrees_with_sklearn():
     from sklearn.calibration import calibration_curve
-    from sklearn.metrics import brier_score_loss
 
     rng = np.random.default_rng(0)
     probability = rng.random((100, 100), dtype=np.float32)
@@ -141,9 +152,6 @@ def test_reliability_agrees_with_sklearn():
     curve = calibration.reliability(table)
     np.testing.assert_allclose(curve["observed"], observed, atol=1e-12)
     np.testing.assert_allclose(curve["predicted"], predicted, atol=0.0025)
-    assert calibration.brier_score(table) == pytest.approx(
-        brier_score_loss(label.ravel(), probability.ravel()), abs=1e-3
-    )
     honest = histogram_table(probability, rng.random((100, 100)) < probability)
     assert calibration.calibration_error(honest) < 0.05 < calibration.calibration_error(table)
     with pytest.raises(ConfigError, match="must divide 200"):

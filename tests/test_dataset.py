@@ -91,9 +91,9 @@ def test_a_changed_shard_is_converted_again_and_others_are_not(dataset):
     entries = sorted(path.name for path in store.cache_dir.iterdir() if not path.name.startswith("."))
     assert len(entries) == 2  # the stale entry is gone
     # A change that leaves size and footer alone is seen by its time.
-    name = cache.fingerprint(shard)
+    name = cache.shard_digest(shard)
     os.utime(shard, ns=(1, 1))
-    assert cache.fingerprint(shard) != name
+    assert cache.shard_digest(shard) != name
 
 
 def test_the_cache_goes_where_it_can(dataset, tmp_path, monkeypatch):

@@ -50,14 +50,12 @@ def test_global_scores_equal_sklearn(pixels, table, threshold):
 
     probability, label, valid = pixels
     y, predicted = label[valid], probability[valid] >= threshold
-    counts = metrics.counts(table, threshold)
     (tn, fp), (fn, tp) = confusion_matrix(y, predicted)
-    assert (counts.tp, counts.fp, counts.fn, counts.tn) == (tp, fp, fn, tn)
+    assert metrics.chip_counts(table, threshold).sum(axis=0).tolist() == [tp, fp, fn, tn]
     for name, reference in (
         ("iou", jaccard_score), ("f1", f1_score), ("precision", precision_score), ("recall", recall_score),
     ):  # fmt: skip
         assert metrics.score(table, name, threshold) == pytest.approx(reference(y, predicted), abs=1e-12)
-        assert getattr(counts, name) == pytest.approx(metrics.score(table, name, threshold), abs=1e-12)
 
 
 def test_per_chip_scores_equal_torchmetrics_and_state_their_convention(pixels, table):
@@ -88,7 +86,7 @@ def test_sweep_and_counts_are_exact_for_every_edge(pixels, table):
     probability, label, valid = pixels
     for threshold in metrics.ALL_THRESHOLDS:
         predicted = probability >= np.float32(threshold)
-        assert metrics.counts(table, threshold).tp == (predicted & label & valid).sum()
+        assert metrics.chip_counts(table, threshold)[:, 0].sum() == (predicted & label & valid).sum()
 
 
 def test_better_predictions_score_higher():
@@ -120,20 +118,22 @@ def test_unknown_metric_and_threshold_are_refused(table):
     with pytest.raises(ConfigError, match="no metric 'jaccard'"):
         metrics.score(table, "jaccard")
     with pytest.raises(ConfigError, match="multiple"):
-        metrics.counts(table, 0.503)
+        metrics.chip_counts(table, 0.503)
+    with pytest.raises(ConfigError, match="multiple"):
+        metrics.sweep(table, [0.5, 0.503])
 
 
-def test_exclude_and_substitute(pixels, table):
+def test_substitute(pixels, table):
     probability, label, valid = pixels
-    assert list(metrics.exclude(table, ["c1", "c5"])["chip_id"]) == [f"c{i}" for i in range(12) if i not in (1, 5)]
     changed = label.copy()
     changed[5] = probability[5] >= 0.5
     corrected = table_of(probability, changed, valid)
     both = metrics.substitute(table, corrected.iloc[[5]])
     assert list(both["chip_id"]) == list(table["chip_id"])
-    assert metrics.counts(both, 0.5) == metrics.counts(corrected, 0.5) != metrics.counts(table, 0.5)
+    scores = [metrics.score(t) for t in (both, corrected, table)]
+    assert scores[0] == scores[1] != scores[2]
     with pytest.raises(InputError, match="no chip 'x'"):
-        metrics.exclude(table, ["x"])
+        metrics.substitute(table, corrected.iloc[[5]].assign(chip_id="x"))
 
 
 def test_metric_entries_say_why_they_are_null():
@@ -179,7 +179,7 @@ def test_bootstrap_equals_a_plain_loop():
     values = []
     for times in bootstrap.multiplicities(len(names), 50, 7):
         drawn = pd.concat([groups[n] for n, t in zip(names, times, strict=True) for _ in range(int(t))])
-        values.append(metrics.counts(drawn, 0.5).iou)
+        values.append(metrics.score(drawn))
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=1e-12)
     assert found.low < found.value < found.high and found.value == metrics.score(table)
 
@@ -252,7 +252,7 @@ def test_counts_fall_with_the_threshold_and_add_up(cells):
     table = table_of((bins + 0.5).astype(np.float32)[None] / BINS, label[None])
     previous = None
     for threshold in (0.0, 0.05, 0.5, 0.95, 0.995):
-        counts = metrics.counts(table, threshold)
-        assert counts.tp + counts.fp + counts.fn + counts.tn == len(cells)
-        assert previous is None or (counts.tp <= previous.tp and counts.fp <= previous.fp)
+        counts = metrics.chip_counts(table, threshold)[0]
+        assert counts.sum() == len(cells)
+        assert previous is None or (counts[:2] <= previous[:2]).all()
         previous = counts

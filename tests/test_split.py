@@ -187,8 +187,7 @@ def test_neighbours_of_the_published_grid_touch_or_share_half():
 def test_the_check_counts_what_all_pairs_count():
     lat, lon = uniform(400, seed=5, box=(77.0, 43.0, 77.4, 43.3))
     splits = np.random.default_rng(0).choice(["train", "val", "test", "buffer", ""], 400, p=[0.6, 0.1, 0.1, 0.1, 0.1])
-    years = np.random.default_rng(1).choice([2017, 2021], 400)
-    found = check_split(lat, lon, splits, years)
+    found = check_split(lat, lon, splits)
     a, b = np.triu_indices(400, 1)
     counted = np.isin(splits, ["train", "val", "test"])
     cross = counted[a] & counted[b] & (splits[a] != splits[b])
@@ -200,12 +199,14 @@ def test_the_check_counts_what_all_pairs_count():
     assert sum(found.overlapping_by_splits.values()) == found.overlapping_pairs
     assert found.smallest_distance_m == pytest.approx(distance.min())
     assert set(found.nearest) == {a[distance.argmin()], b[distance.argmin()]}
-    for year in (2017, 2021):
-        same = (years[a] == year) & (years[b] == year)
-        assert found.per_year[year]["overlapping_pairs"] == overlap[same].sum()
-        assert found.per_year[year]["smallest_distance_m"] == pytest.approx(distance[same].min())
     assert found.chips == {name: int((splits == name).sum()) for name in ("train", "val", "test", "buffer")}
-    assert found.as_dict()["per_year"]["2017"]["overlapping_pairs"] > 0
+
+
+def test_chips_of_several_years_on_one_place_overlap():
+    lat, lon = np.array([43.0, 43.0, 43.0, 44.0]), np.array([77.0, 77.0, 77.0, 77.0])
+    found = check_split(lat, lon, ["train", "train", "val", "test"])
+    assert found.overlapping_by_splits == {"train-val": 2, "train-test": 0, "val-test": 0}
+    assert found.smallest_distance_m == 0 and set(found.nearest) == {0, 2} and not found.passed
 
 
 def test_distances_are_geodesic():

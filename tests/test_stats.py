@@ -10,7 +10,7 @@ from chip_factory import make_chip, write_dataset
 
 from cryosentinel.data.chips import clean
 from cryosentinel.data.dataset import ChipDataModule, ChipStore
-from cryosentinel.data.stats import RunningStatistics, compute_statistics, training_statistics
+from cryosentinel.data.stats import RunningStatistics, training_statistics
 from cryosentinel.errors import InputError
 from cryosentinel.sensors import PUBLISHED_STATISTICS, Statistics
 
@@ -30,6 +30,13 @@ def assert_close(a: Statistics, b: Statistics) -> None:
     for modality in ("S2L2A", "S1GRD", "DEM"):
         np.testing.assert_allclose(a.means[modality], b.means[modality], rtol=1e-12)
         np.testing.assert_allclose(a.stds[modality], b.stds[modality], rtol=1e-11)
+
+
+def compute_statistics(chips) -> Statistics:
+    running = RunningStatistics()
+    for chip in chips:
+        running.add(chip.s2, chip.s1, chip.dem, chip.valid)
+    return running.result()
 
 
 def holed(seed: int):

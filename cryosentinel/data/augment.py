@@ -68,12 +68,6 @@ class AugmentConfig:
             raise ConfigError("mosaic_jitter must be at least 0 and below 0.5, and copy_paste_min_pixels at least 1.")
 
 
-PRETRAIN_AUGMENT = AugmentConfig(
-    jitter_p=0.5, jitter_s2=0.05, jitter_s1=0.10, jitter_dem=0.02, scale_p=0.5, scale_min=0.75, scale_max=1.25,
-    copy_paste_p=0.3, mosaic_p=0.15,
-)  # fmt: skip
-
-
 class BatchAugment:
     """Augments batches of :class:`cryosentinel.data.dataset.ChipDataset`.
 

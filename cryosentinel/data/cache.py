@@ -1,24 +1,23 @@
 """Shards converted once into memory-mapped files, shared by every worker, rank and process that reads the dataset.
 
 A cache entry is a folder beside nothing else: ``pixels.npy`` (one record a chip: the arrays as they are on disk, and
-the valid mask) and ``index.parquet`` (one row a chip). Its name carries a fingerprint of the shard, so a changed shard
+the valid mask) and ``index.parquet`` (one row a chip). Its name carries a digest of the shard, so a changed shard
 misses its old entry and is converted anew. An entry appears by one rename, so a kill leaves none or a whole one; a file
 lock makes a second process wait for the first instead of repeating its work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from cryosentinel.data.pixels import LAYOUT, Chip
 from cryosentinel.data.sanity import THRESHOLDS, agreement, column
@@ -26,7 +25,7 @@ from cryosentinel.data.shards import iter_shard, missing_columns, open_shard
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 
-VERSION = 1  # of the entry's layout; part of the fingerprint
+VERSION = 1  # of the entry's layout; part of the digest
 PIXELS, INDEX = "pixels.npy", "index.parquet"
 _TAIL = struct.Struct("<I4s")  # a Parquet file ends in the footer's length and its magic number
 
@@ -44,7 +43,7 @@ def default_cache_dir(root: Path) -> Path:
     return home / "cryosentinel" / "chips" / name
 
 
-def fingerprint(path: Path) -> str:
+def shard_digest(path: Path) -> str:
     """Changes when a shard does: its size, its time of change, and the digest of its Parquet footer.
 
     Raises:
@@ -65,28 +64,15 @@ def fingerprint(path: Path) -> str:
 
 
 def entry_of(cache_dir: Path, name: str, shard: Path) -> Path:
-    """The cache entry of a shard: ``<cache>/<region>--<year>--shard_000-<fingerprint>``."""
-    return cache_dir / f"{_key(name)}-{fingerprint(shard)}"
+    """The cache entry of a shard: ``<cache>/<region>--<year>--shard_000-<digest>``."""
+    return cache_dir / f"{_key(name)}-{shard_digest(shard)}"
 
 
 def _key(name: str) -> str:
     return name.removesuffix(".parquet").replace("/", "--")
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system lets go of it when its holder dies."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as handle:
-        # Without locks (some network file systems) work may be done twice, but entries still appear whole.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def convert(name: str, shard: Path, cache_dir: Path) -> Path:
+def cache_shard(name: str, shard: Path, cache_dir: Path) -> Path:
     """Convert a shard unless its entry is there already.
 
     Args:
@@ -104,7 +90,9 @@ def convert(name: str, shard: Path, cache_dir: Path) -> Path:
     entry = entry_of(cache_dir, name, shard)
     if entry.is_dir():
         return entry
-    with _locked(cache_dir / ".locks" / _key(name)):
+    lock = cache_dir / ".locks" / _key(name)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # let go by the system when its holder dies
         if entry.is_dir():  # another process made it while this one waited
             return entry
         # Under the lock nobody else writes this shard's entries: what lies there is stale, or a killed conversion's.

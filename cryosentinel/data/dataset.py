@@ -201,7 +201,7 @@ class ChipDataModule(lightning.LightningDataModule):
 
     def _training_statistics(self) -> Statistics:
         rows = self._rows("train")
-        # The entries' folders are named by their shards' fingerprints, so changed data have another key.
+        # The entries' folders are named by their shards' digests, so changed data have another key.
         key = "|".join(sorted({path.parent.name for path in self.store.paths})).encode() + rows.tobytes()
         path = self.store.cache_dir / f"statistics-{hashlib.sha256(key).hexdigest()[:16]}.json"
         if not path.is_file():
@@ -212,9 +212,8 @@ class ChipDataModule(lightning.LightningDataModule):
         """Measure this split: overlapping chips and distances across splits, see :mod:`.split_check`."""
         self.setup()
         index = self.store.index
-        used = np.flatnonzero(self.splits != "")
-        at = index.iloc[used]
-        return check_split(at["lat"].to_numpy(), at["lon"].to_numpy(), self.splits[used], at["year"].to_numpy())
+        used = self.splits != ""
+        return check_split(index["lat"].to_numpy()[used], index["lon"].to_numpy()[used], self.splits[used])
 
     def _rows(self, split: str) -> np.ndarray:
         self.setup()

@@ -1,12 +1,13 @@
-"""The check of a split: which chips of different splits overlap, and how near the nearest ones are.
+"""Checks a split: which chips of different splits overlap, and how near the nearest ones are.
 
-A split is only as honest as its distances, so they are measured rather than derived from the rule. A KD-tree over the
-chip centres answers in milliseconds what comparing all pairs takes most of a minute for.
+Distances are measured, not derived from the rule. A KD-tree over the chip centres finds the few chips that lie near
+each other; only those are compared as squares.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,11 @@ from cryosentinel.errors import InputError
 from cryosentinel.sensors import CHIP_SIZE, PIXEL_SIZE_M
 
 SIDE_M = CHIP_SIZE * PIXEL_SIZE_M
+_REACH_M = SIDE_M * np.sqrt(2)  # chips whose centres lie further apart share no pixel
 #: Chips that share a strip narrower than this do not share pixels: half a pixel, which also takes up the 0.04 to
 #: 0.1 % by which metres on a UTM grid differ from metres on the ground.
 TOLERANCE_M = PIXEL_SIZE_M / 2
 BUFFER = "buffer"  # the "split" of chips that a buffer drops
-_A, _F = 6_378_137.0, 1 / 298.257_223_563  # WGS 84
-_E2 = _F * (2 - _F)
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,25 @@ class SplitCheck:
 
     Attributes:
         chips: split -> number of chips (the buffer's are counted, not compared).
-        overlapping_pairs: pairs of chips of different splits that share pixels.
-        overlapping_by_splits: "train-val" -> number of those pairs.
+        overlapping_by_splits: "train-val" -> number of pairs of chips that share pixels, of whatever years.
         smallest_distance_m: between the centres of two chips of different splits; None with fewer than two splits.
         nearest: positions of those two chips.
-        per_year: year -> the same counts among the chips of one year, {"overlapping_pairs", "smallest_distance_m"}.
     """
 
     chips: dict[str, int]
-    overlapping_pairs: int
     overlapping_by_splits: dict[str, int]
     smallest_distance_m: float | None
     nearest: tuple[int, int] | None
-    per_year: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def overlapping_pairs(self) -> int:
+        """Pairs of chips of different splits that share pixels."""
+        return sum(self.overlapping_by_splits.values())
 
     @property
     def passed(self) -> bool:
         """No two chips of different splits share a pixel, in any years."""
         return self.overlapping_pairs == 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON; years become strings."""
-        return {
-            **asdict(self),
-            "nearest": list(self.nearest) if self.nearest else None,
-            "per_year": {str(year): value for year, value in self.per_year.items()},
-            "passed": self.passed,
-        }
 
     def __str__(self) -> str:
         counted = ", ".join(f"{n} {name}" for name, n in self.chips.items())
@@ -85,14 +77,12 @@ def checked_centres(lat: Any, lon: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def earth_centred(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     """Earth-centred coordinates on the WGS 84 ellipsoid: (n, 3) in metres."""
-    phi, lam = np.radians(lat), np.radians(lon)
-    normal = _A / np.sqrt(1 - _E2 * np.sin(phi) ** 2)
-    return np.stack(
-        [normal * np.cos(phi) * np.cos(lam), normal * np.cos(phi) * np.sin(lam), normal * (1 - _E2) * np.sin(phi)], 1
-    )
+    from pyproj import Transformer
+
+    return np.stack(Transformer.from_crs(4979, 4978, always_xy=True).transform(lon, lat, np.zeros_like(lat)), axis=1)
 
 
-def chips_overlap(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray, side: float = SIDE_M) -> np.ndarray:
+def chips_overlap(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether chips ``a[k]`` and ``b[k]`` share pixels, each a square on the UTM grid of its own centre's zone.
 
     Two squares are apart when a line along one of their four sides separates them; squares of neighbouring zones are
@@ -101,108 +91,86 @@ def chips_overlap(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray
     Args:
         lat, lon: (n,) centres, degrees.
         a, b: (m,) positions of the chips, close to each other (a few kilometres).
-        side: of a chip, metres.
 
     Returns:
         (m,) bool.
     """
-    phi = np.radians((lat[a] + lat[b]) / 2)
-    root = np.sqrt(1 - _E2 * np.sin(phi) ** 2)
-    north = np.radians(lat[b] - lat[a]) * _A * (1 - _E2) / root**3
-    east = np.radians(lon[b] - lon[a]) * _A / root * np.cos(phi)
+    from pyproj import Geod
+
+    azimuth, _, distance = Geod(ellps="WGS84").inv(lon[a], lat[a], lon[b], lat[b])
     zone_centre = np.floor((lon + 180) / 6) * 6 - 177
     convergence = np.arctan(np.tan(np.radians(lon - zone_centre)) * np.sin(np.radians(lat)))
     turn = convergence[b] - convergence[a]
     # Half the width of both squares along a side of either: h of its own, h (|cos| + |sin|) of the other.
-    reach = side / 2 * (1 + np.abs(np.cos(turn)) + np.abs(np.sin(turn))) - TOLERANCE_M
+    reach = SIDE_M / 2 * (1 + np.abs(np.cos(turn)) + np.abs(np.sin(turn))) - TOLERANCE_M
     together = np.ones(len(a), dtype=bool)
-    for angle in (convergence[a], convergence[b]):
-        along = east * np.cos(angle) - north * np.sin(angle)
-        across = east * np.sin(angle) + north * np.cos(angle)
-        together &= (np.abs(along) < reach) & (np.abs(across) < reach)
+    for angle in (convergence[a], convergence[b]):  # between grid north and true north
+        bearing = np.radians(azimuth) - angle
+        together &= np.abs(distance * np.sin(bearing)) < reach
+        together &= np.abs(distance * np.cos(bearing)) < reach
     return together
 
 
-def _between(lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[int, float, tuple[int, int]]:
-    """Overlapping pairs, smallest distance and its pair between two groups of chips (positions)."""
-    from scipy.spatial import cKDTree
-
-    if len(a) > len(b):  # a tree of the many, asked by the few
-        pairs, distance, (i, j) = _between(lat, lon, b, a)
-        return pairs, distance, (j, i)
-    # Chips of several years stand on one place: places are compared, and pairs of chips counted.
-    (a, count_a), (b, count_b) = _places(lat, lon, a), _places(lat, lon, b)
-    points_a, points_b = earth_centred(lat[a], lon[a]), earth_centred(lat[b], lon[b])
-    tree = cKDTree(points_b, balanced_tree=False, compact_nodes=False)  # built faster, and asked only once
-    distances, at = tree.query(points_a)
-    nearest = int(distances.argmin())
-    pairs = 0
-    reach = SIDE_M * np.sqrt(2)
-    close = np.flatnonzero(distances < reach)  # only those can overlap anything
-    if len(close):
-        found = tree.query_ball_point(points_a[close], reach)
-        left = np.repeat(close, [len(f) for f in found])
-        right = np.concatenate(found).astype(np.int64)
-        touch = chips_overlap(lat, lon, a[left], b[right])
-        pairs = int((count_a[left] * count_b[right])[touch].sum())
-    return pairs, float(distances[nearest]), (int(a[nearest]), int(b[at[nearest]]))
-
-
 def _places(lat: np.ndarray, lon: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One chip of each place among ``at``, and how many chips stand there."""
+    """One chip of each place among ``at``, and how many chips (of several years) stand there."""
     _, first, counts = np.unique(lat[at] + 1j * lon[at], return_index=True, return_counts=True)
     return at[first], counts
 
 
-def _compare(lat: np.ndarray, lon: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, Any]:
-    names = list(groups)
-    by_splits: dict[str, int] = {}
-    smallest: float | None = None
-    nearest: tuple[int, int] | None = None
-    for k, first in enumerate(names):
-        for second in names[k + 1 :]:
-            pairs, distance, positions = _between(lat, lon, groups[first], groups[second])
-            by_splits[f"{first}-{second}"] = pairs
-            if smallest is None or distance < smallest:
-                smallest, nearest = distance, positions
-    return {"by_splits": by_splits, "smallest": smallest, "nearest": nearest}
+def _neighbours(
+    lat: np.ndarray, lon: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which chips of two groups (positions) share pixels, and how far each of the first is from the second.
+
+    Returns:
+        Pairs as indices into ``a`` and into ``b``; then for each of ``a`` the distance to the nearest of ``b`` in
+        metres, and that one's index into ``b``.
+    """
+    from scipy.spatial import cKDTree
+
+    points = earth_centred(lat[a], lon[a])
+    # A tree that is built faster, and asked only once.
+    tree = cKDTree(earth_centred(lat[b], lon[b]), balanced_tree=False, compact_nodes=False)
+    distance, nearest = tree.query(points)
+    close = np.flatnonzero(distance < _REACH_M)
+    found = tree.query_ball_point(points[close], _REACH_M)
+    left = np.repeat(close, [len(f) for f in found])
+    right = np.concatenate([np.zeros(0, np.int64), *(np.asarray(f, np.int64) for f in found)])
+    touch = chips_overlap(lat, lon, a[left], b[right])
+    return left[touch], right[touch], distance, nearest
 
 
-def check_split(lat: Any, lon: Any, splits: Any, years: Any = None) -> SplitCheck:
+def check_split(lat: Any, lon: Any, splits: Any) -> SplitCheck:
     """Measure a split: overlapping chips and the smallest distance across splits.
+
+    Chips of different years on one place do overlap: the ground is the same. So every pair of chips counts, and no
+    year is told from another.
 
     Args:
         lat, lon: (n,) chip centres, degrees.
         splits: (n,) names; chips called "buffer" or "" are left out.
-        years: (n,) of the images. Chips of different years on one place do overlap (the ground is the same), so the
-            overall figures run across years; with ``years`` those within each year are given too.
 
     Raises:
         InputError: the lists differ in length, or a centre is missing.
     """
     lat, lon = checked_centres(lat, lon)
     splits = np.asarray(splits, dtype=str)
-    years = None if years is None else np.asarray(years)
-    if splits.shape != lat.shape or (years is not None and years.shape != lat.shape):
-        raise InputError("The check needs one split (and one year) for each chip centre.")
+    if splits.shape != lat.shape:
+        raise InputError("The check needs one split for each chip centre.")
     names = sorted(set(splits.tolist()) - {BUFFER, ""}, key=lambda name: ("train", "val", "test", name).index(name))
-    groups = {name: np.flatnonzero(splits == name) for name in names}
-    overall = _compare(lat, lon, groups)
-    per_year: dict[int, dict[str, Any]] = {}
-    for year in [] if years is None else np.unique(years).tolist():
-        of_year = {name: at[years[at] == year] for name, at in groups.items()}
-        result = _compare(lat, lon, {name: at for name, at in of_year.items() if len(at)})
-        per_year[int(year)] = {
-            "overlapping_pairs": sum(result["by_splits"].values()),
-            "smallest_distance_m": result["smallest"],
-        }
-    counts = {name: len(at) for name, at in groups.items()}
-    if (splits == BUFFER).any():
-        counts[BUFFER] = int((splits == BUFFER).sum())
-    return SplitCheck(
-        counts, sum(overall["by_splits"].values()), overall["by_splits"], overall["smallest"], overall["nearest"],
-        per_year,
-    )  # fmt: skip
+    places = {name: _places(lat, lon, np.flatnonzero(splits == name)) for name in names}
+    by_splits: dict[str, int] = {}
+    gaps: list[tuple[float, tuple[int, int]]] = []
+    for first, second in itertools.combinations(names, 2):
+        # A tree of the many, asked by the few; places are compared, and pairs of chips counted.
+        (a, count_a), (b, count_b) = sorted((places[first], places[second]), key=lambda of: len(of[0]))
+        left, right, distance, nearest = _neighbours(lat, lon, a, b)
+        by_splits[f"{first}-{second}"] = int((count_a[left] * count_b[right]).sum())
+        k = int(distance.argmin())
+        gaps.append((float(distance[k]), (int(a[k]), int(b[nearest[k]]))))
+    smallest, pair = min(gaps) if gaps else (None, None)
+    counts = {name: int((splits == name).sum()) for name in [*names, BUFFER] if (splits == name).any()}
+    return SplitCheck(counts, by_splits, smallest, pair)
 
 
 def check_stages(
@@ -217,31 +185,15 @@ def check_stages(
         "val" and "test" -> {"chips", "seen" (that share pixels with a training chip of the earlier stage),
         "share", "smallest_distance_m"}.
     """
-    from scipy.spatial import cKDTree
-
-    lat_1, lon_1 = checked_centres(*earlier[:2])
-    lat_2, lon_2 = checked_centres(*later[:2])
-    trained = np.flatnonzero(np.asarray(earlier[2], dtype=str) == "train")
-    trained = _places(lat_1, lon_1, trained)[0]
-    lat, lon = np.concatenate([lat_1[trained], lat_2]), np.concatenate([lon_1[trained], lon_2])
+    centres = [checked_centres(*stage[:2]) for stage in (earlier, later)]
+    lat, lon = (np.concatenate(values) for values in zip(*centres, strict=True))
+    trained = _places(lat, lon, np.flatnonzero(np.asarray(earlier[2], dtype=str) == "train"))[0]
     report: dict[str, dict[str, float | int | None]] = {}
     for name in ("val", "test"):
-        at = np.flatnonzero(np.asarray(later[2], dtype=str) == name)
-        if not len(at) or not len(trained):
-            report[name] = {"chips": len(at), "seen": 0, "share": 0.0, "smallest_distance_m": None}
-            continue
-        tree = cKDTree(earth_centred(lat_1[trained], lon_1[trained]))
-        points = earth_centred(lat_2[at], lon_2[at])
-        found = tree.query_ball_point(points, SIDE_M * np.sqrt(2))
-        lengths = [len(f) for f in found]
-        left = np.repeat(np.arange(len(at)), lengths)
-        right = np.concatenate([np.asarray(f, dtype=np.int64) for f in found])
-        touch = chips_overlap(lat, lon, len(trained) + at[left], right)
-        seen = len(np.unique(left[touch]))
-        report[name] = {
-            "chips": len(at),
-            "seen": seen,
-            "share": seen / len(at),
-            "smallest_distance_m": float(tree.query(points)[0].min()),
-        }
+        at = len(centres[0][0]) + np.flatnonzero(np.asarray(later[2], dtype=str) == name)
+        report[name] = {"chips": len(at), "seen": 0, "share": 0.0, "smallest_distance_m": None}
+        if len(at) and len(trained):
+            left, _, distance, _ = _neighbours(lat, lon, at, trained)
+            seen = len(np.unique(left))
+            report[name] |= {"seen": seen, "share": seen / len(at), "smallest_distance_m": float(distance.min())}
     return report

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cryosentinel.data.pixels import Chip, clean
+from cryosentinel.data.pixels import clean
 from cryosentinel.errors import InputError
 from cryosentinel.sensors import MODALITIES, Statistics
 
@@ -69,18 +69,6 @@ class RunningStatistics:
             stds[modality] = tuple(std[at : at + len(bands)].tolist())
             at += len(bands)
         return Statistics(means, stds)
-
-
-def compute_statistics(chips: Iterable[Chip]) -> Statistics:
-    """The statistics of some chips, over valid pixels, each chip read once.
-
-    Raises:
-        InputError: no chip holds a valid pixel.
-    """
-    running = RunningStatistics()
-    for chip in chips:
-        running.add(chip.s2, chip.s1, chip.dem, chip.valid)
-    return running.result()
 
 
 def training_statistics(store: ChipStore, rows: Sequence[int] | np.ndarray, progress: bool = True) -> Statistics:

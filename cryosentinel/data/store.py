@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cryosentinel.data import sanity
-from cryosentinel.data.cache import INDEX, PIXELS, convert, default_cache_dir, entry_of
+from cryosentinel.data.cache import INDEX, PIXELS, cache_shard, default_cache_dir, entry_of
 from cryosentinel.data.pixels import Chip
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.paths import SHARDS
@@ -237,7 +237,7 @@ def _convert_all(shards: dict[str, Path], cache_dir: Path, workers: int | None) 
         if todo:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(workers or min(len(todo), os.cpu_count() or 1, 8)) as pool:
-                jobs = {pool.submit(convert, name, path, cache_dir): name for name, path in todo.items()}
+                jobs = {pool.submit(cache_shard, name, path, cache_dir): name for name, path in todo.items()}
                 try:
                     for job in tqdm(as_completed(jobs), total=len(jobs), desc="Converting shards", unit="shard"):
                         entries[jobs[job]] = job.result()

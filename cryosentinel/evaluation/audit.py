@@ -1,7 +1,7 @@
 """Which is wrong where label, water index and prediction disagree? An audit in both directions, by one stated rule.
 
-Three witnesses look at each valid pixel: the label L, the prediction P (probability at or above 0.5) and the water
-index M (MNDWI at or above 0.3, the published code's threshold). Where exactly two of them agree against the third:
+Three maps of water are compared at each valid pixel: the label L, the prediction P (probability at or above 0.5) and
+the water index M (MNDWI at or above 0.3, the published code's threshold). Where two of them agree against the third:
 
 ====  ====  ====  ==================  ==========================================================
  L     P     M     pixels count as     meaning
@@ -13,8 +13,8 @@ index M (MNDWI at or above 0.3, the published code's threshold). Where exactly t
  no    yes   no    false alarm         the model is alone
 ====  ====  ====  ==================  ==========================================================
 
-Unlabelled water accuses nobody: a lake that the inventory missed and a reservoir that it rightly left out look alike to
-these witnesses. "Oversized" counts only where the ground is in sight: a pixel with red reflectance (B04) above 0.25,
+Unlabelled water accuses nobody: a lake that the inventory missed and a reservoir that it rightly left out look alike in
+these maps. "Oversized" counts only where the ground is in sight: a pixel with red reflectance (B04) above 0.25,
 the upper brightness threshold of Sen2Cor's scene classification, shows cloud, snow or ice, and a lake beneath it is
 hidden, not absent. The remaining two disagreements accuse nobody either: M alone (shadow, wet snow, a reservoir), and
 L and P without M (a frozen or turbid lake).
@@ -24,7 +24,7 @@ pixels wide are explained by that. So only pixels that survive a morphological o
 chip is suspected of what has at least 50 such pixels (0.5 ha, the smallest area the published card trusts). The verdict
 is the direction with the most of them. Small lakes whose outline is wrong by less than that are out of reach.
 
-What this audit is not: blind or independent. Two of the verdicts accuse the label with the model as a witness, so every
+What this audit is not: blind or independent. Two of the verdicts accuse the label on the model's word, so every
 corrected score leans towards the model; where a test set was already filtered by MNDWI agreement (as the published one
 was), the index has removed the chips on which it would have disagreed, and an audit by MNDWI is not independent of the
 filter. The known truth of simulated chips (:func:`against_truth`) says how often the verdicts are right; the conditions
@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosentinel.evaluation.audit_masks import AuditRule, core, cores_of, witnesses
+from cryosentinel.evaluation.audit_masks import AuditRule, audit_masks, core, cores_of
 from cryosentinel.evaluation.evaluate import Reference, Store
 from cryosentinel.evaluation.metrics import chip_iou, substitute
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps
@@ -165,7 +165,7 @@ def audit(
     records = []
     for i, row in enumerate(tqdm(maps.rows, desc="audit", unit="chip", disable=not progress)):
         chip, bins = store[row], np.asarray(maps.bins[i])
-        seen = witnesses(chip, bins, rule)
+        seen = audit_masks(chip, bins, rule)
         cores = cores_of(seen, rule)
         areas = {name: int(mask.sum()) for name, mask in cores.items()}
         largest = max(areas, key=lambda name: areas[name])
@@ -249,7 +249,7 @@ def _agreement(flagged: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shown(verdicts: pd.DataFrame, sample: str = CANDIDATE) -> Sequence[int]:
+def sample_positions(verdicts: pd.DataFrame, sample: str = CANDIDATE) -> Sequence[int]:
     """Positions in the verdict table of a sample: candidates by rank, controls in table order."""
     chosen = verdicts[verdicts["sample"] == sample]
     return list((chosen.sort_values("rank") if sample == CANDIDATE else chosen).index)

@@ -1,4 +1,4 @@
-"""The rule of the label audit, and what the three witnesses say about a chip under it."""
+"""The rule of the label audit, and the three water maps of a chip that it compares."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AuditRule:
 
 
 @dataclass(frozen=True)
-class Witnesses:
+class AuditMasks:
     """The three masks of a chip, False where the chip has no valid data, and where the ground shows. (H, W) bool."""
 
     label: np.ndarray
@@ -78,7 +78,7 @@ def core(mask: np.ndarray, tolerance_px: int) -> np.ndarray:
     return ndimage.maximum_filter(eroded, size, mode="constant", origin=origin).astype(bool) & mask
 
 
-def witnesses(chip: Chip, bins: np.ndarray, rule: AuditRule) -> Witnesses:
+def audit_masks(chip: Chip, bins: np.ndarray, rule: AuditRule) -> AuditMasks:
     """The masks of a chip.
 
     Args:
@@ -87,7 +87,7 @@ def witnesses(chip: Chip, bins: np.ndarray, rule: AuditRule) -> Witnesses:
         rule: thresholds.
     """
     valid = bins != INVALID
-    return Witnesses(
+    return AuditMasks(
         (chip.mask > 0) & valid,
         (bins >= threshold_bin(rule.threshold)) & valid,
         (mndwi(chip.s2) >= np.float32(rule.mndwi_threshold)) & valid,
@@ -95,7 +95,7 @@ def witnesses(chip: Chip, bins: np.ndarray, rule: AuditRule) -> Witnesses:
     )
 
 
-def cores_of(seen: Witnesses, rule: AuditRule) -> dict[str, np.ndarray]:
+def cores_of(seen: AuditMasks, rule: AuditRule) -> dict[str, np.ndarray]:
     """The core pixels of each direction: column of the verdict table -> (H, W) bool."""
     from scipy import ndimage
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.evaluation.evaluate import Evaluation, Reference, Store, evaluate
+from cryosentinel.evaluation.evaluate import Store
 from cryosentinel.evaluation.predictors import Predictor
 from cryosentinel.indices import mndwi, ndwi
 from cryosentinel.sensors import BAND_COUNT
@@ -46,11 +44,6 @@ class IndexPredictor:
         index = self._index(batch["S2L2A"].numpy())
         # Clipped: float32 rounding may leave 0..1 by one unit in the last place.
         return np.clip((index + 1) / 2, 0, 1)
-
-
-def index_predictor(name: str) -> IndexPredictor:
-    """See :class:`IndexPredictor`."""
-    return IndexPredictor(name)
 
 
 def pixel_features(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
@@ -159,41 +152,8 @@ def baseline(name: str, store: Store, train_rows: Sequence[int], seed: int = 42)
     if name == "pixel":
         return PixelClassifier(store, train_rows, seed=seed)
     if name in ("mndwi", "ndwi"):
-        return index_predictor(name)
+        return IndexPredictor(name)
     raise ConfigError(f"There is no baseline {name!r}; choose among {', '.join(BASELINES)}.")
 
 
 BASELINES = ("mndwi", "ndwi", "pixel")
-
-
-def evaluate_baselines(
-    store: Store,
-    rows: Mapping[str, Sequence[int]],
-    out: str | os.PathLike[str],
-    references: Mapping[str, Reference] | None = None,
-    names: Sequence[str] = BASELINES,
-    seed: int = 42,
-    **options: Any,
-) -> dict[str, Evaluation]:
-    """Evaluate baselines on the validation and test splits; the training split only trains the pixel classifier.
-
-    Args:
-        store: the chips.
-        rows: split -> positions; "train" is needed for "pixel".
-        out: folder; each baseline gets ``<out>/<name>/``.
-        references: as for :func:`cryosentinel.evaluation.evaluate.evaluate`.
-        names: which baselines.
-        seed: of the pixel classifier.
-        options: passed on to :func:`cryosentinel.evaluation.evaluate.evaluate`.
-
-    Returns:
-        name -> evaluation.
-    """
-    scored = {split: chosen for split, chosen in rows.items() if split in ("val", "test")}
-    found = {}
-    for name in names:
-        predictor = baseline(name, store, rows.get("train", ()), seed)
-        found[name] = evaluate(
-            predictor, store, scored, Path(out) / name, references, digest=f"baseline {name}", **options
-        )
-    return found

@@ -52,10 +52,3 @@ def calibration_error(table: pd.DataFrame, groups: int = 20) -> float:
         return math.nan
     used = curve[curve["pixels"] > 0]
     return float(np.average((used["observed"] - used["predicted"]).abs(), weights=used["pixels"]))
-
-
-def brier_score(table: pd.DataFrame) -> float:
-    """Mean squared difference of probability and outcome over valid pixels, from the bins' middles. NaN if none."""
-    lake, background = (h.sum(axis=0) for h in histograms(table))
-    middles, pixels = (np.arange(BINS) + 0.5) / BINS, lake.sum() + background.sum()
-    return float((lake @ (1 - middles) ** 2 + background @ middles**2) / pixels) if pixels else math.nan

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 #: 0.10, 0.15, ..., 0.90: the sweep, and the candidates for the best threshold.
 THRESHOLDS: tuple[float, ...] = tuple(k / 20 for k in range(2, 19))
+ALL_THRESHOLDS: tuple[float, ...] = tuple(k / BINS for k in range(1, BINS))
 DATA_KINDS = ("simulated", "published", "real")
 
 #: Metric -> what it is.
@@ -35,34 +35,10 @@ METRICS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Pixels by prediction and reference."""
-
-    tp: int
-    fp: int
-    fn: int
-    tn: int
-
-    @property
-    def iou(self) -> float:
-        return _ratio(self.tp, self.tp + self.fp + self.fn)
-
-    @property
-    def f1(self) -> float:
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.tp, self.tp + self.fn)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return float(numerator / denominator) if denominator else math.nan
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """Quotient in float64 (a number or an array), not a number where the denominator is 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.true_divide(numerator, denominator)
 
 
 def chip_counts(table: pd.DataFrame, threshold: float) -> np.ndarray:
@@ -78,11 +54,6 @@ def chip_counts(table: pd.DataFrame, threshold: float) -> np.ndarray:
     lake, background = histograms(table)
     tp, fp = lake[:, k:].sum(axis=1), background[:, k:].sum(axis=1)
     return np.stack([tp, fp, lake.sum(axis=1) - tp, background.sum(axis=1) - fp], axis=1)
-
-
-def counts(table: pd.DataFrame, threshold: float) -> Counts:
-    """Pixels of all chips together at a threshold."""
-    return Counts(*(int(v) for v in chip_counts(table, threshold).sum(axis=0)))
 
 
 def chip_iou(table: pd.DataFrame, threshold: float, empty: float = 1.0) -> np.ndarray:
@@ -140,37 +111,36 @@ def parts(table: pd.DataFrame, metric: str, threshold: float) -> tuple[np.ndarra
 def score(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5) -> float:
     """One score of a table; not a number where the data do not define it."""
     numerator, denominator = parts(table, metric, threshold)
-    return _ratio(numerator.sum(), denominator.sum())
+    return float(_ratio(numerator.sum(), denominator.sum()))
 
 
 def sweep(table: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
-    """All scores at several thresholds.
+    """All scores at several thresholds, from one cumulative sum over the bins.
 
     Returns:
         One row a threshold: threshold, tp, fp, fn, tn, and each of :data:`METRICS`.
+
+    Raises:
+        ConfigError: a threshold is not a multiple of 1/200.
     """
     import pandas as pd
 
     chosen = [threshold_bin(t) for t in thresholds]
     lake, background = histograms(table)
-    # (N, 201): pixels in bin k and above; one pass for all thresholds.
-    above_lake = np.cumsum(lake[:, ::-1], axis=1)[:, ::-1][:, chosen]
-    above_background = np.cumsum(background[:, ::-1], axis=1)[:, ::-1][:, chosen]
-    n_lake, n_background = lake.sum(axis=1, keepdims=True), background.sum(axis=1, keepdims=True)
-    union = n_lake + above_background
-    iou = np.divide(above_lake, union, out=np.ones(union.shape), where=union > 0)
-    usable, with_lake = (n_lake + n_background > 0)[:, 0], n_lake[:, 0] > 0
-    rows = []
-    for j, threshold in enumerate(thresholds):
-        tp, fp = int(above_lake[:, j].sum()), int(above_background[:, j].sum())
-        total = Counts(tp, fp, int(n_lake.sum()) - tp, int(n_background.sum()) - fp)
-        rows.append(
-            {"threshold": float(threshold), "tp": total.tp, "fp": total.fp, "fn": total.fn, "tn": total.tn,
-             "iou": total.iou, "f1": total.f1, "precision": total.precision, "recall": total.recall,
-             "mean_chip_iou": _ratio(iou[usable, j].sum(), usable.sum()),
-             "mean_chip_iou_lake": _ratio(iou[with_lake, j].sum(), with_lake.sum())}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+    # (N, thresholds): pixels at or above each threshold.
+    tp, fp = (np.cumsum(h[:, ::-1], axis=1)[:, ::-1][:, chosen] for h in (lake, background))
+    n_lake, n_background = lake.sum(axis=1), background.sum(axis=1)
+    union = n_lake[:, None] + fp
+    iou = np.divide(tp, union, out=np.ones(union.shape), where=union > 0)
+    found, alarms, lakes = tp.sum(axis=0), fp.sum(axis=0), n_lake.sum()
+    usable, bearing = n_lake + n_background > 0, n_lake > 0
+    return pd.DataFrame(
+        {"threshold": np.asarray(thresholds, dtype=float), "tp": found, "fp": alarms, "fn": lakes - found,
+         "tn": n_background.sum() - alarms, "iou": _ratio(found, lakes + alarms),
+         "f1": _ratio(2 * found, found + lakes + alarms), "precision": _ratio(found, found + alarms),
+         "recall": _ratio(found, lakes), "mean_chip_iou": _ratio(iou[usable].sum(axis=0), usable.sum()),
+         "mean_chip_iou_lake": _ratio(iou[bearing].sum(axis=0), bearing.sum())}
+    )  # fmt: skip
 
 
 def best_threshold(table: pd.DataFrame, metric: str = "iou", thresholds: Sequence[float] = THRESHOLDS) -> float:
@@ -190,26 +160,9 @@ def best_threshold(table: pd.DataFrame, metric: str = "iou", thresholds: Sequenc
     return float(min((thresholds[i] for i in tied.tolist()), key=lambda t: (abs(t - 0.5), t)))
 
 
-ALL_THRESHOLDS: tuple[float, ...] = tuple(k / BINS for k in range(1, BINS))
-
-
 def chip_keys(table: pd.DataFrame) -> list[tuple[str, str, int]]:
     """What tells chips apart: (chip_id, region, year); where region boxes overlap, a chip_id may appear in both."""
     return list(zip(table["chip_id"], table["region"], table["year"], strict=True))
-
-
-def exclude(table: pd.DataFrame, chip_ids: Sequence[str]) -> pd.DataFrame:
-    """The table without some chips (whose label was judged wrong).
-
-    Raises:
-        InputError: a chip is not in the table: the verdicts belong to another split.
-    """
-    unknown = sorted(set(chip_ids) - set(table["chip_id"]))
-    if unknown:
-        raise InputError(f"The score table has no chip {unknown[0]!r}; the verdicts belong to another split.")
-    kept = table[~table["chip_id"].isin(list(chip_ids))].reset_index(drop=True)
-    kept.attrs = dict(table.attrs)
-    return kept
 
 
 def substitute(table: pd.DataFrame, corrected: pd.DataFrame) -> pd.DataFrame:

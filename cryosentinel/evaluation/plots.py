@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.evaluation.audit import Audit
-from cryosentinel.evaluation.audit_masks import witnesses
+from cryosentinel.evaluation.audit_masks import audit_masks
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.evaluation.metrics import chip_counts, chip_iou, score
 from cryosentinel.evaluation.scores import histograms
@@ -283,7 +283,7 @@ def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: i
 
     row = result.verdicts.iloc[position]
     chip, bins = store[int(row["row"])], np.asarray(maps.bins[position])
-    seen = witnesses(chip, bins, result.rule)
+    seen = audit_masks(chip, bins, result.rule)
     figure, axes = plt.subplots(1, 4, figsize=(13.5, 4.1), layout="constrained")
     colour = composite(chip.s2)
     axes[0].imshow(colour)
