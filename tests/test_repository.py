@@ -277,7 +277,7 @@ def test_make_study_installs_once_and_again_when_the_requirements_change(tmp_pat
     os.utime(tmp_path / "pyproject.toml", (stamp + 5, stamp + 5))
     assert called("study")[0] == install
     os.utime(tmp_path / "pyproject.toml", (stamp - 5, stamp - 5))
-    assert called("bench", "ONLY=help_seconds")[-1] == "python -m benchmarks --only help_seconds"
+    assert called("bench", "ONLY=overlap_proof")[-1] == "python -m benchmarks --only overlap_proof"
     assert called("bench") == ["python -m benchmarks"]
 
 
