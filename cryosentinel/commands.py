@@ -183,7 +183,7 @@ def predict(
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     from cryosentinel import paths
-    from cryosentinel.mapping.scene import predict_scene
+    from cryosentinel.mapping.scene import Options, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
 
     segmenter = load_segmenter(resolve_checkpoint(ckpt, paths.runs()), model, statistics, device)
@@ -193,9 +193,7 @@ def predict(
             scene,
             out or paths.predictions(),
             threshold=threshold,
-            flips=flips,
-            overlap=overlap,
-            batch_size=batch_size,
+            options=Options(flips=flips, overlap=overlap, batch_size=batch_size),
         )
         share = result["water_pixels"] / max(1, result["valid_pixels"])
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")

@@ -1,10 +1,21 @@
-"""Prediction over a georeferenced scene, streamed in bands of rows: memory grows with the width, not with the area."""
+"""Prediction over a georeferenced scene, streamed in bands of rows: memory grows with the width, not with the area.
+
+A row of overlapping windows is read, the windows that hold data and may hold a lake are predicted, their logits are
+blended by linear tapers, and the rows that no later window touches are finished: a band. Every band is written to a
+file of its own, so that a killed run goes on, and any process can make any band with the same result.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +23,58 @@ import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.evaluation.scores import INVALID, probability_bins, threshold_bin
+from cryosentinel.evaluation.scores import BINS, INVALID, probability_bins, threshold_bin
 from cryosentinel.files import replacing
+from cryosentinel.geo import utm_epsg
+from cryosentinel.mapping.gate import Gate
 from cryosentinel.sensors import CHIP_SIZE, MODALITIES, PIXEL_SIZE_M
 
 if TYPE_CHECKING:
     import rasterio
+    from affine import Affine
 
     from cryosentinel.models.segmenter import Segmenter
+
+#: What became of a window: predicted, skipped because no pixel holds data, or skipped by the physics gate.
+RUN, NO_DATA, GATED = 0, 1, 2
+WINDOW_STATES = ("run", "no data", "gated")
+
+OPTICAL = len(MODALITIES["S2L2A"])
+
+#: A pixel's true size may differ by this share from 10 m (map projections stretch) before the scene is resampled.
+SIZE_TOLERANCE = 0.05
+#: Beyond this factor the scene was not taken at 10 m, and resampling would invent detail.
+SIZE_FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a scene is predicted.
+
+    Attributes:
+        flips: test-time flips averaged in logit space, 1, 2 or 4.
+        window: pixels a side of a window, a multiple of 16.
+        overlap: pixels that neighbouring windows share, below ``window``.
+        batch_size: windows a forward pass.
+        gate: rules by which windows are skipped; None predicts every window that holds data.
+    """
+
+    flips: int = 4
+    window: int = CHIP_SIZE
+    overlap: int = CHIP_SIZE // 2
+    batch_size: int = 8
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        if self.window < 16 or self.window % 16 or not 0 <= self.overlap < self.window:
+            raise ConfigError(
+                f"Windows of {self.window} px sharing {self.overlap} px do not work: take a multiple of 16, sharing "
+                "less."
+            )
+        if self.flips not in (1, 2, 4) or self.batch_size < 1:
+            raise ConfigError(
+                f"flips is {self.flips} and batch_size {self.batch_size}; flips is 1, 2 or 4, a batch holds at least 1."
+            )
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -29,150 +84,581 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _taper(window: int) -> np.ndarray:
+def taper(window: int) -> np.ndarray:
     """(window, window) weights that fall linearly to the edges and stay above zero: seams between windows blend."""
     ramp = np.minimum(np.arange(window) + 0.5, window - np.arange(window) - 0.5).astype(np.float32)
     return np.outer(ramp, ramp)
 
 
-@contextlib.contextmanager
-def open_scene(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader]:
-    """Open a 15-band scene and check it at the door.
+# --- the scene ---------------------------------------------------------------------------------------------------
 
-    Raises:
-        InputError: not a raster; not 15 bands; no CRS; a geographic CRS; pixels that are not 10 m.
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a scene's pixels come from: a 15-band raster, or three rasters (Sentinel-2, Sentinel-1, DEM) on one grid.
+
+    Attributes:
+        paths: one path or three.
+        name: stem of the outputs' names; that of the first path where empty.
     """
+
+    paths: tuple[str, ...]
+    name: str = ""
+
+    @classmethod
+    def of(cls, scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]], name: str = "") -> Scene:
+        """A scene from a path or three of them.
+
+        Raises:
+            InputError: there are neither one nor three paths, or one of them does not exist.
+        """
+        if isinstance(scene, Scene):
+            return scene
+        given = [scene] if isinstance(scene, (str, os.PathLike)) else scene
+        paths = tuple(os.fspath(path) for path in given)
+        if len(paths) not in (1, 3):
+            raise InputError(f"A scene is one raster or three (Sentinel-2, Sentinel-1, DEM), not {len(paths)}.")
+        for path in paths:
+            if not path.startswith("/vsi") and not Path(path).is_file():
+                raise InputError(f"There is no raster {path}; check the path.")
+        return cls(paths, name or Path(paths[0]).stem)
+
+    def signature(self) -> list[list[Any]]:
+        """Name, size and time of every file of the scene, those behind a VRT included: equal ones hold equal pixels."""
+        import rasterio
+
+        found = []
+        for path in self.paths:
+            with rasterio.open(path) as source:
+                for name in source.files:
+                    with contextlib.suppress(OSError):  # a remote file has no state here
+                        state = os.stat(name)
+                        found.append([os.path.basename(name), state.st_size, state.st_mtime_ns])
+        return found
+
+
+class OpenScene:
+    """An open scene that was checked at the door: read by rows, in the units and with the nodata of a chip.
+
+    Attributes:
+        shape: (height, width) in pixels.
+        crs, transform: of the grid.
+        resampled: why the scene is resampled to its UTM zone while it is read; empty where it is read as it is.
+        tags: the file's own tags.
+    """
+
+    def __init__(self, scene: Scene, stack: contextlib.ExitStack) -> None:
+        self.scene = scene
+        sources = [stack.enter_context(_open(path)) for path in scene.paths]
+        if len(sources) == 1:
+            check_geotiff(sources[0])
+        else:
+            _check_three(sources)
+        self.tags: dict[str, str] = {key: value for source in sources for key, value in source.tags().items()}
+        self.resampled = _why_resample(sources[0])
+        if self.resampled:
+            grid = _utm_grid(sources[0])
+            sources = [stack.enter_context(_warped(source, grid)) for source in sources]
+        self._sources = sources
+        self.shape: tuple[int, int] = sources[0].shape
+        self.crs, self.transform = sources[0].crs, sources[0].transform
+
+    def read(self, top: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of the scene as a chip's arrays: (12, rows, W) uint16, (2, rows, W) float32, (1, rows, W) int16.
+
+        Raises:
+            InputError: the file breaks off there.
+        """
+        return split_bands(self.read_raw(top, rows))
+
+    def read_raw(self, top: int, rows: int) -> np.ndarray:
+        """The same rows as the files hold them, (15, rows, W) float32, not a number where a file declares no data."""
+        from rasterio.errors import RasterioError
+        from rasterio.windows import Window
+
+        window = Window(0, top, self.shape[1], rows)
+        parts = []
+        for source in self._sources:
+            try:
+                # float32 holds every digital number, backscatter and elevation of the format exactly.
+                bands = source.read(window=window, out_dtype=np.float32)
+            except (RasterioError, ValueError) as error:
+                raise InputError(f"{source.name} breaks off at row {top} ({error}); copy or build it again.") from None
+            if source.nodata is not None and not np.isnan(source.nodata):
+                gone = bands == np.float32(source.nodata)
+                # One optical band may well hold the value in deep shadow; all twelve do not.
+                if len(bands) >= OPTICAL:
+                    gone[:OPTICAL] = gone[:OPTICAL].all(axis=0)
+                bands[gone] = np.nan
+            parts.append(bands)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def pixel_ha(self) -> float:
+        """Area of the middle pixel on the ellipsoid, ha."""
+        width, height = true_pixel_size(self.crs, self.transform, self.shape)
+        return width * height / 10_000
+
+
+def _open(path: str) -> rasterio.DatasetReader:
     import rasterio
 
     try:
-        source = rasterio.open(path)
+        return rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
         raise InputError(f"{path} cannot be read as a raster ({error}); check the path and the file.") from None
-    with source:
-        check_geotiff(source)
-        if source.crs.is_geographic:
-            raise InputError(f"{path} is in degrees ({source.crs}); warp it to its UTM zone at 10 m (gdalwarp -t_srs).")
-        step_x, step_y = source.res
-        if max(abs(step_x - PIXEL_SIZE_M), abs(step_y - PIXEL_SIZE_M)) > 0.5:
-            raise InputError(
-                f"{path} has pixels of {step_x:g} x {step_y:g} m; "
-                "resample it to the 10 m that the model knows (gdalwarp -tr 10 10)."
-            )
-        yield source
 
 
-def _read_rows(source: rasterio.DatasetReader, top: int, rows: int) -> tuple[np.ndarray, ...]:
-    """Rows of a scene as the chip's three arrays; nodata marked as the chips mark it."""
-    from rasterio.errors import RasterioError
-    from rasterio.windows import Window
+@contextlib.contextmanager
+def open_scene(scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Iterator[OpenScene]:
+    """Open a scene and check it at the door.
 
-    try:
-        bands = source.read(window=Window(0, top, source.width, rows))
-    except (RasterioError, ValueError) as error:
-        raise InputError(f"{source.name} breaks off at row {top} ({error}); copy or build the file again.") from None
-    return split_bands(bands, source.nodata)
-
-
-def predict_scene(
-    segmenter: Segmenter,
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    threshold: float = 0.5,
-    flips: int = 4,
-    window: int = CHIP_SIZE,
-    overlap: int = CHIP_SIZE // 2,
-    batch_size: int = 8,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Predict lake probability and water over a 15-band GeoTIFF of any size.
-
-    Overlapping windows are predicted, their logits blended by linear tapers, and finished rows written at once.
-
-    Args:
-        segmenter: network in evaluation mode.
-        path: 15 bands (12 Sentinel-2, VV, VH, elevation), projected, 10 m.
-        out: folder for ``<stem>_probability.tif`` (uint8, floor(200 p) as in the score histograms) and
-            ``<stem>_water.tif`` (uint8, 1 where p >= threshold), both 255 where invalid. Both are written beside and
-            renamed.
-        threshold: probability from which a pixel is water; a multiple of 1/200.
-        flips: test-time flips, 1, 2 or 4.
-        window: pixels a side of a window, a multiple of 16.
-        overlap: pixels that neighbouring windows share, below ``window``.
-        batch_size: windows a forward pass.
-        progress: show a progress bar.
-
-    Returns:
-        ``{"probability": Path, "water": Path, "pixels", "valid_pixels", "water_pixels", "water_ha", "windows"}``.
+    A scene in degrees, on a rotated grid, or in a projection that stretches (Web Mercator) is resampled to its UTM
+    zone at 10 m while it is read, nearest neighbour, and a warning says so.
 
     Raises:
-        InputError: the scene cannot be used (see :func:`open_scene`).
-        ConfigError: threshold, window or overlap cannot be used.
+        InputError: not a raster; not 15 bands (or 12, 2 and 1 on one grid); no CRS; pixels far from 10 m; values that
+            are not in a chip's units.
     """
-    import rasterio
+    with contextlib.ExitStack() as stack:
+        opened = OpenScene(Scene.of(scene), stack)
+        check_units(opened)
+        if opened.resampled:
+            warnings.warn(
+                f"{opened.scene.paths[0]} {opened.resampled}; it is resampled to {opened.crs} at 10 m.", stacklevel=3
+            )
+        yield opened
+
+
+def _check_three(sources: Sequence[rasterio.DatasetReader]) -> None:
+    first = sources[0]
+    for source, (modality, bands) in zip(sources, MODALITIES.items(), strict=True):
+        if source.count != len(bands):
+            raise InputError(
+                f"{source.name} has {source.count} bands; {modality} needs {len(bands)}, in this order: "
+                f"{', '.join(bands)}."
+            )
+        if source.crs is None:
+            raise InputError(f"{source.name} has no coordinate reference system; assign one (gdal_edit.py -a_srs).")
+        # A hundredth of a pixel: rasters that were warped together differ by rounding only.
+        aligned = source.transform.almost_equals(first.transform, precision=abs(first.transform.a) / 100)
+        if source.crs != first.crs or source.shape != first.shape or not aligned:
+            raise InputError(
+                f"{source.name} is not on the grid of {first.name}; warp it to the same CRS, extent and size."
+            )
+
+
+def true_pixel_size(crs: Any, transform: Affine, shape: tuple[int, int]) -> tuple[float, float]:
+    """Width and height of the middle pixel on the ellipsoid, m."""
+    from pyproj import CRS, Geod, Transformer
+
+    to_degrees = Transformer.from_crs(CRS.from_user_input(crs), 4326, always_xy=True)
+    row, col = shape[0] / 2, shape[1] / 2
+    lon, lat = to_degrees.transform(*_at(transform, np.array([col, col + 1, col]), np.array([row, row, row + 1])))
+    _, _, distance = Geod(ellps="WGS84").inv([lon[0]] * 2, [lat[0]] * 2, lon[1:], lat[1:])
+    return float(distance[0]), float(distance[1])
+
+
+def _at(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Written out: affine 2 multiplies with *, affine 3 with @.
+    a, b, c, d, e, f = transform[:6]
+    return a * columns + b * rows + c, d * columns + e * rows + f
+
+
+def _why_resample(source: rasterio.DatasetReader) -> str:
+    transform = source.transform
+    try:
+        width, height = true_pixel_size(source.crs, transform, source.shape)
+    except Exception as error:  # pyproj: a local or engineering system has no place on the globe
+        raise InputError(f"{source.name} lies in a system without a place on the globe ({error}).") from None
+    geometric_mean = (width * height) ** 0.5
+    if not 1 / SIZE_FACTOR < geometric_mean / PIXEL_SIZE_M < SIZE_FACTOR:
+        raise InputError(
+            f"{source.name} has pixels of {width:.4g} x {height:.4g} m; the model knows 10 m: build the scene from "
+            "10 m images."
+        )
+    if source.crs.is_geographic:
+        return f"is in degrees ({source.crs})"
+    if transform.b or transform.d or transform.a < 0 or transform.e > 0:
+        return "lies on a rotated or flipped grid"
+    if max(abs(width / PIXEL_SIZE_M - 1), abs(height / PIXEL_SIZE_M - 1)) > SIZE_TOLERANCE:
+        return f"has pixels of {width:.2f} x {height:.2f} m on the ground ({source.crs})"
+    return ""
+
+
+def _utm_grid(source: rasterio.DatasetReader) -> dict[str, Any]:
+    """The north-up 10 m grid of the scene's UTM zone that holds it, corners on multiples of 10 m."""
+    from pyproj import CRS, Transformer
+    from rasterio.transform import from_origin
+
+    height, width = source.shape
+    # Points along the border, not only corners: its edges are curves in the other system.
+    steps = np.linspace(0, 1, 21)
+    ring = np.concatenate([[(s, e) for s in steps for e in (0, 1)], [(e, s) for s in steps for e in (0, 1)]])
+    x, y = _at(source.transform, ring[:, 0] * width, ring[:, 1] * height)
+    lon, lat = Transformer.from_crs(CRS.from_user_input(source.crs), 4326, always_xy=True).transform(x, y)
+    epsg = utm_epsg(float(np.mean(lat)), float(np.mean(lon)))
+    east, north = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
+    left, top = np.floor(min(east) / PIXEL_SIZE_M), np.ceil(max(north) / PIXEL_SIZE_M)
+    right, bottom = np.ceil(max(east) / PIXEL_SIZE_M), np.floor(min(north) / PIXEL_SIZE_M)
+    return {
+        "crs": f"EPSG:{epsg}", "width": int(right - left), "height": int(top - bottom),
+        "transform": from_origin(left * PIXEL_SIZE_M, top * PIXEL_SIZE_M, PIXEL_SIZE_M, PIXEL_SIZE_M),
+    }  # fmt: skip
+
+
+def _warped(source: rasterio.DatasetReader, grid: dict[str, Any]) -> rasterio.vrt.WarpedVRT:
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    # Nearest keeps the values that were delivered, and no data out of its neighbours.
+    return WarpedVRT(source, **grid, resampling=Resampling.nearest, init_dest_nodata=True)
+
+
+def check_units(scene: OpenScene) -> None:
+    """Look at rows spread over the scene, and refuse values that are not in a chip's units.
+
+    Raises:
+        InputError: reflectance as 0..1, linear radar power, or bands in another order.
+    """
+    height = scene.shape[0]
+    rows = min(8, height)
+    tops = sorted({round(t) for t in np.linspace(0, height - rows, 9)})
+    raw = np.concatenate([scene.read_raw(top, rows) for top in tops], axis=1)
+    path = scene.scene.paths[0]
+    optical = raw[:OPTICAL][np.isfinite(raw[:OPTICAL])]
+    highest = float(optical.max(initial=0))
+    if 0 < highest <= 2:
+        raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:.3g}; they must be reflectance x 10,000.")
+    s2, s1, dem = split_bands(raw)
+    valid = valid_mask(s2, s1, dem)
+    if not valid.any():
+        return
+    radar, elevation = s1[:, valid], dem[0, valid]
+    if radar.min() >= 0:
+        raise InputError(
+            f"The Sentinel-1 bands of {path} are nowhere below 0; they must be in dB, not linear power "
+            "(cryosentinel stack --s1_linear true)."
+        )
+    if radar.min() < -100 or radar.max() > 100 or elevation.max() > 9_000 or elevation.min() < -500:
+        raise InputError(
+            f"The bands of {path} are not in the order Sentinel-2 (12), VV, VH, elevation, or not in dB and metres: "
+            f"radar reaches {radar.min():.4g} to {radar.max():.4g}, elevation {elevation.min()} to {elevation.max()}."
+        )
+
+
+# --- prediction --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Finished rows of a scene.
+
+    Attributes:
+        index: of the row of windows that finished it.
+        top: first row.
+        bins: (rows, W) uint8: floor(200 p), 255 where invalid.
+        states: (windows,) uint8 of that row of windows, positions in :data:`WINDOW_STATES`.
+    """
+
+    index: int
+    top: int
+    bins: np.ndarray
+    states: np.ndarray
+
+
+def predict_bands(
+    segmenter: Segmenter, scene: OpenScene, options: Options, first: int = 0, last: int | None = None
+) -> Iterator[Band]:
+    """Predict bands ``first`` to ``last`` (not included) of a scene; each is the same whichever others are made.
+
+    Args:
+        segmenter: network in evaluation mode; any module from a batch of modalities to logits (B, H, W).
+        scene: open scene.
+        options: windows, flips and gate.
+        first, last: bands, numbered as the rows of windows.
+    """
     import torch
-    from rasterio.windows import Window
-    from tqdm import tqdm
 
     from cryosentinel.models.tta import flip_logits
 
-    first_water_bin = threshold_bin(threshold)
-    if window % 16 or not 0 <= overlap < window:
-        raise ConfigError(
-            f"Windows of {window} px sharing {overlap} px do not work: take a multiple of 16, sharing less."
-        )
-    device = next(segmenter.parameters()).device
-    out, stem = Path(out), Path(path).stem
-    paths = {name: out / f"{stem}_{name}.tif" for name in ("probability", "water")}
-    weight = _taper(window)
-    with open_scene(path) as source, contextlib.ExitStack() as stack:
-        height, width = source.shape
-        tops, lefts = window_starts(height, window, window - overlap), window_starts(width, window, window - overlap)
+    window, stride = options.window, options.window - options.overlap
+    height, width = scene.shape
+    tops, lefts = window_starts(height, window, stride), window_starts(width, window, stride)
+    last = len(tops) if last is None else last
+    rows = min(window, height)
+    weight, device = taper(window), next(segmenter.parameters()).device
+    # The first rows also hold what earlier windows say about them.
+    begin = next(i for i, top in enumerate(tops) if top + rows > tops[first])
+    total = np.zeros((rows, width), np.float32)  # weighted logits of the rows that later windows may still touch
+    norm = np.zeros((rows, width), np.float32)
+    pad = ((0, 0), (0, max(0, window - height)), (0, max(0, window - width)))
+    for index in range(begin, last):
+        top = tops[index]
+        raw = scene.read(top, rows)
+        valid = valid_mask(*raw)
+        states = window_states(raw, valid, lefts, options)
+        # A scene smaller than a window is mirrored up to it; the mirror is cut off again below.
+        arrays = [np.pad(a, pad, mode="symmetric") for a in clean(*raw)]
+        wanted = [x for x, state in zip(lefts, states.tolist(), strict=True) if state == RUN]
+        for start in range(0, len(wanted), options.batch_size):
+            group = wanted[start : start + options.batch_size]
+            batch = {}
+            for name, array in zip(MODALITIES, arrays, strict=True):
+                windows = np.stack([array[:, :, x : x + window] for x in group])
+                batch[name] = torch.from_numpy(windows.astype(np.float32)).to(device)
+            with torch.inference_mode():
+                logits = flip_logits(segmenter, batch, flips=options.flips).float().cpu().numpy()
+            for x, logit in zip(group, logits, strict=True):
+                columns = slice(x, min(x + window, width))
+                part = (slice(0, rows), slice(0, columns.stop - x))
+                total[:, columns] += (weight * logit)[part]
+                norm[:, columns] += weight[part]
+        done = (tops[index + 1] if index + 1 < len(tops) else height) - top
+        if index >= first:
+            seen = norm[:done] > 0
+            logit = np.divide(total[:done], norm[:done], out=np.full((done, width), -60, np.float32), where=seen)
+            bins = probability_bins(1 / (1 + np.exp(-np.clip(logit, -60, 60))))
+            bins[~valid[:done]] = INVALID
+            yield Band(index, top, bins, states)
+        for rolling in (total, norm):
+            rolling[: rows - done] = rolling[done:].copy()
+            rolling[rows - done :] = 0
+
+
+def window_states(
+    raw: tuple[np.ndarray, np.ndarray, np.ndarray], valid: np.ndarray, lefts: Sequence[int], options: Options
+) -> np.ndarray:
+    """What becomes of each window of a row of windows: (windows,) uint8, positions in :data:`WINDOW_STATES`.
+
+    Args:
+        raw: the rows as :meth:`OpenScene.read` gives them.
+        valid: (rows, W) bool.
+        lefts: first column of each window.
+        options: window size and gate.
+    """
+    states = np.zeros(len(lefts), np.uint8)
+    possible = options.gate.possible(*raw, valid) if options.gate else None
+    for number, x in enumerate(lefts):
+        columns = slice(x, x + options.window)
+        if not valid[:, columns].any():
+            states[number] = NO_DATA
+        elif possible is not None and not possible[:, columns].any():
+            states[number] = GATED
+    return states
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+#: Makes bands ``first`` to ``last`` of a scene, in any order: :func:`predict_bands`, or a cluster that runs it.
+Maker = Callable[[Sequence[tuple[int, int]]], Iterable[Band]]
+
+
+@dataclass
+class _Parts:
+    """The bands of a scene that are finished, each a file; a folder of another run is removed."""
+
+    out: Path
+    name: str
+    key: str
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = self.out / f".{self.name}.{self.key[:16]}.parts"
+        for stale in self.out.glob(f".{self.name}.*.parts"):
+            if stale != self.folder:
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.npz"
+
+    def missing(self, bands: int) -> list[tuple[int, int]]:
+        """Runs of bands (first, last + 1) that are not there."""
+        lacking = [i for i in range(bands) if not self.path(i).exists()]
+        runs: list[list[int]] = []
+        for i in lacking:
+            if runs and runs[-1][1] == i:
+                runs[-1][1] = i + 1
+            else:
+                runs.append([i, i + 1])
+        return [(a, b) for a, b in runs]
+
+    def write(self, band: Band) -> None:
+        with replacing(self.path(band.index)) as part:
+            np.savez(part, bins=band.bins, states=band.states, top=band.top)
+
+    def read(self, index: int) -> Band:
+        with np.load(self.path(index), allow_pickle=False) as part:
+            return Band(index, int(part["top"]), part["bins"], part["states"])
+
+
+def prediction_key(scene: Scene, options: Options, weights: str) -> str:
+    """Digest of everything that decides the probabilities: the scene's files, the options, the weights."""
+    text = json.dumps([scene.signature(), asdict(options), weights], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(segmenter: Segmenter) -> str:
+    """SHA-256 over a network's tensors and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in [*segmenter.state_dict().items(), *segmenter.named_buffers()]:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def predict_scene(
+    segmenter: Segmenter | None,
+    scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    threshold: float = 0.5,
+    options: Options | None = None,
+    progress: bool = True,
+    weights: str | None = None,
+    maker: Callable[[Scene, Options, Sequence[tuple[int, int]]], Iterable[Band]] | None = None,
+) -> dict[str, Any]:
+    """Predict lake probability and water over a scene of any size.
+
+    A run that was stopped goes on with the bands that are missing.
+
+    Args:
+        segmenter: network in evaluation mode; None where ``maker`` makes the bands.
+        scene: 15 bands (12 Sentinel-2, VV, VH, elevation) in one raster, or three rasters.
+        out: folder for ``<name>_probability.tif`` (uint8, floor(200 p) as in the score histograms) and
+            ``<name>_water.tif`` (uint8, 1 where p >= threshold), both 255 where invalid: cloud-optimised GeoTIFFs with
+            overviews, written beside and renamed.
+        threshold: probability from which a pixel is water; a multiple of 1/200.
+        options: windows, flips and gate.
+        progress: show a progress bar.
+        weights: identifies the weights in the key of a run to go on with; their digest by default.
+        maker: makes runs of bands elsewhere (a cluster), in any order.
+
+    Returns:
+        ``{"probability": Path, "water": Path, "pixels", "valid_pixels", "water_pixels", "water_ha", "windows"}`` with
+        the number of windows predicted in ``windows``, and in ``window_states`` the state of every window,
+        (rows of windows, columns of windows).
+
+    Raises:
+        InputError: the scene cannot be used (see :func:`open_scene`).
+        ConfigError: threshold or options cannot be used.
+    """
+    from tqdm import tqdm
+
+    water_from, options = threshold_bin(threshold), options or Options()
+    scene, out = Scene.of(scene), Path(out)
+    with open_scene(scene) as opened:
+        height, width = opened.shape
+        stride = options.window - options.overlap
+        tops, lefts = window_starts(height, options.window, stride), window_starts(width, options.window, stride)
+        if weights is None:
+            assert segmenter is not None
+            weights = weights_digest(segmenter)
+        parts = _Parts(out, scene.name, prediction_key(scene, options, weights))
+        missing = parts.missing(len(tops))
+        total = len(tops) * len(lefts)
+        there = total - sum(last - first for first, last in missing) * len(lefts)
+        with tqdm(total=total, initial=there, unit="window", desc=scene.name, disable=not progress) as bar:
+            if maker is None:
+                assert segmenter is not None
+                made: Iterable[Band] = (
+                    b for first, last in missing for b in predict_bands(segmenter, opened, options, first, last)
+                )
+            else:
+                made = maker(scene, options, missing)
+            for band in made:
+                parts.write(band)
+                bar.update(len(lefts))
+        counts = {"pixels": height * width, "valid_pixels": 0, "water_pixels": 0}
+        states = np.zeros((len(tops), len(lefts)), np.uint8)
         profile = {
-            "driver": "GTiff", "dtype": "uint8", "count": 1, "height": height, "width": width, "crs": source.crs,
-            "transform": source.transform, "nodata": INVALID, "compress": "deflate", "tiled": True,
-            "blockxsize": 256, "blockysize": 256,
+            "driver": "GTiff", "dtype": "uint8", "count": 1, "height": height, "width": width, "crs": opened.crs,
+            "transform": opened.transform, "nodata": INVALID, "compress": "deflate", "tiled": True,
+            "blockxsize": 512, "blockysize": 512,
         }  # fmt: skip
-        sinks = {n: stack.enter_context(rasterio.open(stack.enter_context(replacing(p)), "w", **profile))
-                 for n, p in paths.items()}  # fmt: skip
-        sinks["probability"].update_tags(meaning="floor(200 x probability of glacial lake)", threshold=str(threshold))
-        rows = min(window, height)
-        total = np.zeros((rows, width), np.float32)  # weighted logits of the rows that later windows may still touch
-        norm = np.zeros((rows, width), np.float32)
-        valid = np.zeros((rows, width), bool)
-        counts = {"pixels": height * width, "valid_pixels": 0, "water_pixels": 0, "windows": 0}
-        pad = ((0, 0), (0, max(0, window - height)), (0, max(0, window - width)))
-        bar = stack.enter_context(tqdm(total=len(tops) * len(lefts), unit="window", desc=stem, disable=not progress))
-        for index, top in enumerate(tops):
-            raw = _read_rows(source, top, rows)
-            valid = valid_mask(*raw)
-            # A scene smaller than a window is mirrored up to it; the mirror is cut off again below.
-            arrays = [np.pad(a, pad, mode="symmetric") for a in clean(*raw)]
-            for first in range(0, len(lefts), batch_size):
-                group = lefts[first : first + batch_size]
-                batch = {}
-                for name, array in zip(MODALITIES, arrays, strict=True):
-                    windows = np.stack([array[:, :, x : x + window] for x in group])
-                    batch[name] = torch.from_numpy(windows.astype(np.float32)).to(device)
-                with torch.inference_mode():
-                    logits = flip_logits(segmenter, batch, flips=flips).float().cpu().numpy()
-                for x, logit in zip(group, logits, strict=True):
-                    columns = slice(x, min(x + window, width))
-                    part = (slice(0, rows), slice(0, columns.stop - x))
-                    total[:, columns] += (weight * logit)[part]
-                    norm[:, columns] += weight[part]
-                bar.update(len(group))
-                counts["windows"] += len(group)
-            done = (tops[index + 1] if index + 1 < len(tops) else height) - top
-            probability = 1 / (1 + np.exp(-np.clip(total[:done] / norm[:done], -60, 60)))
-            bins = probability_bins(probability)
-            water = (bins >= first_water_bin).astype(np.uint8)
-            bins[~valid[:done]] = water[~valid[:done]] = INVALID
-            for name, values in (("probability", bins), ("water", water)):
-                sinks[name].write(values, 1, window=Window(0, top, width, done))
-            counts["valid_pixels"] += int(valid[:done].sum())
-            counts["water_pixels"] += int((water == 1).sum())
-            for rolling in (total, norm):
-                rolling[: rows - done] = rolling[done:].copy()
-                rolling[rows - done :] = 0
-        pixel_ha = abs(source.transform.determinant) / 10_000
-    return {**paths, **counts, "water_ha": counts["water_pixels"] * pixel_ha}
+        tags = {
+            "probability": {"meaning": f"floor({BINS} x probability of glacial lake)", "threshold": str(threshold)},
+            "water": {"meaning": f"1: glacial lake (probability >= {threshold}), 0: not"},
+        }
+        paths = {name: out / f"{scene.name}_{name}.tif" for name in tags}
+
+        def probability(band: Band) -> np.ndarray:
+            return band.bins
+
+        def water(band: Band) -> np.ndarray:
+            wet = (band.bins >= water_from).astype(np.uint8)
+            wet[band.bins == INVALID] = INVALID
+            return wet
+
+        for name, values, resampling in (("probability", probability, "average"), ("water", water, "mode")):
+            bands = (parts.read(index) for index in range(len(tops)))
+            write_cog(paths[name], ((b.top, values(b)) for b in bands), profile, tags[name], resampling, parts.folder)
+        for index in range(len(tops)):
+            band = parts.read(index)
+            valid = band.bins != INVALID
+            counts["valid_pixels"] += int(valid.sum())
+            counts["water_pixels"] += int((valid & (band.bins >= water_from)).sum())
+            states[index] = band.states
+        shutil.rmtree(parts.folder, ignore_errors=True)
+        return {
+            **paths, **counts, "water_ha": counts["water_pixels"] * opened.pixel_ha(),
+            "windows": int((states == RUN).sum()), "window_states": states,
+        }  # fmt: skip
+
+
+def write_cog(
+    path: Path,
+    rows: Iterable[tuple[int, np.ndarray]],
+    profile: dict[str, Any],
+    tags: dict[str, str],
+    resampling: str,
+    scratch: Path,
+) -> None:
+    """Write a cloud-optimised GeoTIFF of one band with overviews, atomically, from rows as they come.
+
+    Args:
+        path: file to write.
+        rows: (first row, (rows, W) array) that cover the raster.
+        profile: of a tiled GeoTIFF.
+        tags: of the file.
+        resampling: of the overviews.
+        scratch: folder for the raster before its overviews.
+
+    Raises:
+        OSError: the disk is full; an older file stays whole.
+    """
+    import rasterio
+    import rasterio.shutil
+    from rasterio.windows import Window
+
+    plain = scratch / f"{path.stem}.plain.tif"
+    plain.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with rasterio.open(plain, "w", **profile) as sink:
+        sink.update_tags(**tags)
+        for top, values in rows:
+            sink.write(values, 1, window=Window(0, top, values.shape[1], values.shape[0]))
+            digest.update(np.ascontiguousarray(values).data)
+    with replacing(path) as part:
+        rasterio.shutil.copy(
+            plain, part, driver="COG", compress="deflate", blocksize=512, overview_resampling=resampling,
+            overviews="ignore_existing",
+        )  # fmt: skip
+        # GDAL reports a full disk in its log only: what was written is read again.
+        with rasterio.open(part) as written:
+            check = hashlib.sha256()
+            for _, window in _row_windows(written):
+                check.update(written.read(1, window=window).data)
+        if check.digest() != digest.digest():
+            raise OSError(28, "the raster could not be written whole", str(path))
+    plain.unlink()
+
+
+def _row_windows(source: rasterio.DatasetReader) -> Iterator[tuple[int, Any]]:
+    from rasterio.windows import Window
+
+    for top in range(0, source.height, 512):
+        yield top, Window(0, top, source.width, min(512, source.height - top))
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(load: Callable[[], Segmenter]) -> Segmenter:
+    return load()
