@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the table below is the 
     from cryosentinel.simulate import TruthStore, render_scene
     from cryosentinel.simulate import simulate as simulate_dataset
     from cryosentinel.study.chapters import run_study
-    from cryosentinel.study.stages import Study
+    from cryosentinel.study.study import Study
     from cryosentinel.training.fit import fit
 
 #: Name -> the module that holds it, with the name there after a colon where it differs.
@@ -40,7 +40,7 @@ _PLACES = {
     "ChipStore": "data.store",
     "Segmenter": "models.segmenter",
     "SegmenterConfig": "models.segmenter",
-    "Study": "study.stages",
+    "Study": "study.study",
     "TruthStore": "simulate",
     "assign_splits": "data.split",
     "audit": "evaluation.audit",

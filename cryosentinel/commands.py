@@ -102,21 +102,18 @@ def evaluate(
         preset: the simulated chips to score on, and the configuration that splits them.
         data: folder of chips in the published format to score on instead.
         flips: test-time flips averaged in logit space.
-        out: folder for metrics.json and diagnostics/; a new one under outputs/runs by default.
+        out: folder for metrics.json; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    import pandas as pd
-
     from cryosentinel.evaluation.summary import headline
-    from cryosentinel.study.stages import Study
+    from cryosentinel.study.study import Study
 
     study = Study(preset, out=out, data=data or "", notebook="evaluate", model=model, statistics=statistics)
     result = study.evaluate(ckpt, flips=flips)
     entries = headline(result.tables, study.kind, f"cryosentinel evaluate --ckpt {ckpt}", tta=flips > 1)
-    study.record(entries)
-    print(pd.DataFrame(entries).T[["value", "low", "high", "n", "data"]].to_string())
-    print(study.metrics_path)
+    print(study.metrics.write(entries).to_string())
+    print(f"score tables in {result.folder}, figures in {study.metrics.path}")
 
 
 def audit(
@@ -137,13 +134,13 @@ def audit(
         data: folder of chips in the published format to audit instead.
         worst: chips with the largest disagreement that are shown.
         control: chips drawn at random beside them.
-        out: folder for verdicts.csv and diagnostics/; a new one under outputs/runs by default.
+        out: folder for verdicts.csv; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     from cryosentinel.evaluation.bootstrap import estimate
     from cryosentinel.files import write_text
-    from cryosentinel.study.stages import Study
+    from cryosentinel.study.study import Study
 
     study = Study(preset, out=out, data=data or "", notebook="audit", model=model, statistics=statistics)
     result = study.audit(ckpt, worst=worst, control=control)

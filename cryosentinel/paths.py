@@ -83,9 +83,37 @@ def predictions() -> Path:
     return outputs() / "predictions"
 
 
+def evaluations() -> Path:
+    """The folder of predicted maps and score tables, one folder a checkpoint and setting."""
+    return outputs() / "evaluations"
+
+
 def study() -> Path:
     """The folder of the study's metrics file and figures."""
     return outputs() / "study"
+
+
+def real_data() -> Path | None:
+    """The folder of real reference data, ``$CRYOSENTINEL_REAL_DATA``; None where there is none."""
+    root = os.environ.get("CRYOSENTINEL_REAL_DATA")
+    return Path(root) if root and Path(root).is_dir() else None
+
+
+def real_chips(folder: str | os.PathLike[str] = "") -> Path | None:
+    """The folder of real chips laid out as TerraMesh; None where there is none.
+
+    Args:
+        folder: given explicitly; else ``$CRYOSENTINEL_REAL_DATA/terramesh_chips``.
+
+    Raises:
+        InputError: a folder was given and is not there.
+    """
+    if folder:
+        if not Path(folder).is_dir():
+            raise InputError(f"There is no folder {folder} of real chips; leave it out to skip them.")
+        return Path(folder)
+    root = real_data()
+    return root / "terramesh_chips" if root is not None and (root / "terramesh_chips").is_dir() else None
 
 
 def shard_path(root: str | os.PathLike[str], region: str, year: int, number: int) -> Path:

@@ -1,6 +1,6 @@
 """The repository's address: read from pyproject.toml, the one place where it stands, and carried to where it shows.
 
-``python scripts/address.py``      brings README.md and CITATION.cff in step with pyproject.toml.
+``python scripts/address.py``      brings README.md, CITATION.cff and the notebooks in step with pyproject.toml.
 ``python scripts/address.py URL``  sets the address first, for instance https://github.com/OWNER/NAME.
 """
 
@@ -16,6 +16,7 @@ BRANCH = "main"
 _FORM = re.compile(r"https://[^/\s]+/[^/\s]+/[^/\s]+")
 _BADGES = re.compile(r"(<!-- badges: scripts/address.py -->\n)(?:.*?\n)?(<!-- /badges -->)", re.DOTALL)
 _CITATION = re.compile(r"^(?:# )?repository-code:.*$", re.MULTILINE)
+_INSTALL = re.compile(r'(\baddress = \\")[^"\\]*(\\")')  # the first cell of a notebook, as JSON writes it
 _UNSET = '# repository-code: ""  (scripts/address.py sets it)'
 
 
@@ -67,6 +68,11 @@ def in_step(readme: str, citation: str, address: str) -> tuple[str, str]:
     return readme, citation
 
 
+def notebook_in_step(text: str, address: str) -> str:
+    """A notebook as it should read for an address: its first cell installs from there where it must."""
+    return _INSTALL.sub(lambda match: f"{match[1]}{address}{match[2]}", text)
+
+
 def set_address(pyproject: str, address: str) -> str:
     """pyproject.toml's text with the address in ``[project.urls]``.
 
@@ -93,6 +99,8 @@ def main(argv: list[str]) -> int:
     texts = in_step(readme.read_text(encoding="utf-8"), citation.read_text(encoding="utf-8"), address)
     for path, text in zip((readme, citation), texts, strict=True):
         path.write_text(text, encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        path.write_text(notebook_in_step(path.read_text(encoding="utf-8"), address), encoding="utf-8")
     print(f"The repository's address: {address or 'not set'}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -144,6 +145,48 @@ def test_notebooks_are_kept_without_output_and_with_a_kernel():
         assert notebook["metadata"]["kernelspec"]["name"] == "python3", f"{path.name}: papermill needs a kernel"
         tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
         assert len(tagged) == 1, f"{path.name} needs exactly one cell tagged parameters"
+
+
+def _first_cells() -> dict[str, str]:
+    """The first code cell of each notebook."""
+    found = {}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found[path.name] = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "code"))
+    return found
+
+
+def test_every_notebook_begins_with_the_cell_that_installs_where_it_must(monkeypatch, tmp_path):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    (cell,) = set(_first_cells().values())
+    assert f'address = "{address.read_address(ROOT)}"' in cell, "run python scripts/address.py"
+    installed: list[str] = []
+
+    class Shell:
+        def run_line_magic(self, magic: str, line: str, **_: object) -> None:
+            installed.append(f"{magic} {line}")
+
+    def run(text: str) -> None:
+        plain = TransformerManager().transform_cell(text)
+        # IPython fills braces in when the magic runs; here the line is filled in before.
+        plain = re.sub(
+            r"run_line_magic\((.*)\)", lambda match: f"run_line_magic({match[1].replace(', ', ', f', 1)})", plain
+        )
+        exec(compile(plain, "first cell", "exec"), {"get_ipython": Shell})
+
+    monkeypatch.chdir(tmp_path)
+    run(cell)
+    assert not installed, "the package is there: nothing is done"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AssertionError, match="not installed"):
+        run(cell.replace(f'"{address.read_address(ROOT)}"', '""'))
+    run(re.sub(r'address = ".*"', 'address = "https://github.com/someone/lakes"', cell))
+    (tmp_path / "clone" / "cryosentinel").mkdir(parents=True)
+    (tmp_path / "clone" / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "clone" / "notebooks")
+    run(cell)
+    assert installed == ["pip install -q git+https://github.com/someone/lakes", "pip install -q -e .."]
 
 
 def test_no_file_names_a_machine():
@@ -310,6 +353,8 @@ def test_an_address_set_in_pyproject_shows_everywhere_and_can_be_taken_back(tmp_
     assert address.set_address(changed, url + "2") != changed, "an address that is set can be set again"
     readme, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CITATION.cff"))
     new_readme, new_citation = address.in_step(readme, citation, url)
+    notebook = (ROOT / "notebooks" / "01_data.ipynb").read_text(encoding="utf-8")
+    assert f'address = \\"{url}\\"' in address.notebook_in_step(notebook, url)
     assert "mybinder.org/v2/gh/someone/lakes/" in new_readme and "colab" in new_readme
     assert yaml.safe_load(new_citation)["repository-code"] == url
     assert address.in_step(new_readme, new_citation, "") == address.in_step(readme, citation, "")

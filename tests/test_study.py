@@ -16,12 +16,15 @@ import yaml
 from conftest import ROOT, TinyStudy
 
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.files import read_json, write_json
 from cryosentinel.models.checkpoint import load_checkpoint
+from cryosentinel.models.segmenter import SegmenterConfig
 from cryosentinel.study import chapters as study_module
 from cryosentinel.study import comparison
 from cryosentinel.study.chapters import NOTEBOOKS, check_parameters, notebook_parameters, run_seeds, seed_summary
-from cryosentinel.study.stages import Study
+from cryosentinel.study.metrics_file import MetricsFile
+from cryosentinel.study.study import Study
 
 PAPERMILL = [sys.executable, "-m", "papermill"]
 
@@ -87,12 +90,26 @@ def test_the_run_folder_has_the_published_layout(tiny_study: TinyStudy) -> None:
     assert list((run / "checkpoints").glob("step[0-9]*-iou0.[0-9]*.ckpt"))
 
 
-def test_unknown_parameters_are_refused(tiny_study: TinyStudy) -> None:
+def test_unknown_parameters_of_a_notebook_are_refused() -> None:
     with pytest.raises(ConfigError, match="thresold"):
         check_parameters({"thresold": 0.4})
     assert check_parameters({"threshold": 0.4})["03_evaluate"] == {"threshold": 0.4}
-    result = tiny_study.command("study", "--preset", "tiny", "--parameters.thresold", "0.4")
-    assert result.returncode == 2 and "thresold" in result.stderr
+
+
+def test_unknown_parameters_are_refused_by_the_command(tmp_path: Path) -> None:
+    study = TinyStudy(tmp_path / "outputs", tmp_path / "chapters", "")
+    result = study.command("study", "--preset", "tiny", "--parameters.thresold", "0.4")
+    assert result.returncode == 2 and "thresold" in result.stderr and not study.chapters.exists()
+
+
+def test_a_chapter_depends_on_its_parameters_and_sources(tmp_path: Path) -> None:
+    notebook = tmp_path / "01_data.ipynb"
+    notebook.write_text("{}")
+    key = study_module.chapter_key(notebook, {"preset": "tiny"})
+    assert key == study_module.chapter_key(notebook, {"preset": "tiny"})
+    assert key != study_module.chapter_key(notebook, {"preset": "quick"})
+    notebook.write_text("{} ")
+    assert key != study_module.chapter_key(notebook, {"preset": "tiny"})
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -135,10 +152,10 @@ def test_papermill_by_hand_leaves_the_study_alone(tiny_study: TinyStudy, tmp_pat
     assert status == 0, shown[-3000:]
     assert digest_of(tiny_study.outputs / "study") == before
     (folder,) = (tiny_study.outputs / "runs").glob("03_evaluate_tiny_*")
-    by_hand = json.loads((folder / "metrics.json").read_text())["test_iou@0.50_tta"]["value"]
-    assert (
-        by_hand == json.loads((tiny_study.outputs / "study" / "metrics.json").read_text())["test_iou@0.50_tta"]["value"]
-    )
+    by_hand, study = (read_json(path / "metrics.json") for path in (folder, tiny_study.outputs / "study"))
+    for name in ("test_iou@0.50_tta", "test_iou@0.50", "pixel_test_iou@best_truth"):
+        assert by_hand[name] == study[name]
+    assert "predict " not in out.read_text(), "weights, settings and chips are the study's: nothing is predicted again"
 
 
 def test_papermill_at_a_terminal_wants_an_output_or_a_redirection(tiny_study: TinyStudy, tmp_path: Path) -> None:
@@ -193,15 +210,51 @@ def test_a_study_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         Study("tiny", data=tmp_path / "nowhere")
 
 
+def metrics_file(folder: Path, preset: str = "tiny") -> MetricsFile:
+    return MetricsFile(folder, "simulated", preset, "here")
+
+
 def test_figures_of_two_presets_never_stand_in_one_file(tmp_path: Path) -> None:
-    first = Study("tiny", out=tmp_path)
-    first.record({"x": first.entry(0.5, 3, "here")})
+    first, other = metrics_file(tmp_path), metrics_file(tmp_path, "quick")
+    first.add("x", 0.5, 3)
+    first.write()
     first.note_time("fit", 1.0)
     first.begin()
-    assert "x" in first.metrics()
-    other = Study("quick", out=tmp_path)
+    assert "x" in first.read()
+    other.add("y", 0.5, 3)
+    with pytest.raises(ConfigError, match="tiny"):
+        other.write()
+    with pytest.raises(ConfigError, match="tiny"), other.timed("fit", ""):
+        pass
     other.begin()
-    assert other.metrics() == {} and not (tmp_path / "timings.json").exists()
+    assert other.read() == {} == other.times()
+    other.write()
+    assert list(other.read()) == ["y"]
+
+
+def test_a_figure_is_recorded_with_the_reference_that_it_was_scored_against(tmp_path: Path) -> None:
+    metrics = metrics_file(tmp_path)
+    score = Estimate(0.5, 0.4, 0.6, 12, 30, 25)
+    metrics.add("iou", score, reference="truth")
+    metrics.add("iou", Estimate(0.7, None, None, 12, 30, 3, "3 of 30"))
+    metrics.add("recall/0 to 1 ha", 0.25, 8, reference="truth")
+    metrics.of("run/soup.ckpt").add("never written", 1.0)
+    metrics.add("real", None, 3, reason="no such lake", data="real")
+    assert metrics.write()["n"].to_dict() == {"iou_truth": 12, "iou": 12, "recall_truth/0 to 1 ha": 8, "real": 3}
+    found = metrics.read()
+    assert (found["iou_truth"]["value"], found["iou_truth"]["low"]) == (0.5, 0.4)
+    assert (found["iou"]["value"], found["iou"]["reason"]) == (0.7, "3 of 30")
+    assert found["real"]["data"] == "real" and found["iou"]["source"] == "here"
+    assert metrics.of("run/soup.ckpt").source == "here, run/soup.ckpt"
+
+
+def test_a_wall_time_says_on_which_machine(tmp_path: Path) -> None:
+    metrics = metrics_file(tmp_path)
+    with metrics.timed("soup", "making it"):
+        pass
+    entry = metrics.times()["soup"]
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert f"{os.cpu_count()} cores" in entry["machine"] and ("not native" in entry["machine"]) != native
 
 
 def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_study: TinyStudy, tmp_path: Path) -> None:
@@ -243,17 +296,14 @@ def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_stud
     assert failed == []
 
 
-def test_networks_train_on_the_preset_and_differ_in_the_model_alone() -> None:
-    def plain(name: str) -> dict:
-        return yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-
-    standard = plain("standard")
-    for name in comparison.NETWORKS:
-        other = plain(name)
-        assert other.pop("run_name") == name
-        assert other.pop("model") != standard["model"]
-        other["optim"]["backbone_mult"] = standard["optim"]["backbone_mult"]
-        assert other == {k: v for k, v in standard.items() if k not in ("run_name", "model")}, name
+def test_networks_are_the_studys_with_fewer_modalities_or_the_literatures() -> None:
+    standard = yaml.safe_load((ROOT / "configs" / "standard.yaml").read_text())
+    for name, network in comparison.NETWORKS.items():
+        assert network.name == name and SegmenterConfig(**network.model)
+        if name.startswith("terramind"):
+            (modality,) = network.model["modalities"]
+            own = {**standard["model"], "modalities": [modality], "refiner": modality == "S2L2A"}
+            assert (dict(network.model), network.backbone_mult) == (own, standard["optim"]["backbone_mult"]), name
 
 
 def test_another_network_is_compared_on_the_same_chips(
@@ -346,10 +396,40 @@ def test_seeds_are_runs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_seed_has_a_run_folder_of_its_own_unless_it_is_the_configurations(tmp_path: Path) -> None:
-    assert Study("tiny", out=tmp_path, seed=42).run.name == Study("tiny", out=tmp_path).run.name == "tiny"
+    own, same = Study("tiny", out=tmp_path), Study("tiny", out=tmp_path, seed=42)
+    assert own.folders.run.name == same.folders.run.name == "tiny"
     other = Study("tiny", out=tmp_path, seed=17)
-    assert (other.run.name, other.seed) == ("tiny_seed17", 17)
-    assert other.run.parent.parent.name == "tiny", "not beside it, where the latest run is looked for"
+    assert (other.folders.run.name, other.seed) == ("tiny_seed17", 17)
+    assert other.folders.run.parent.parent.name == "tiny", "not beside it, where the latest run is looked for"
+
+
+def test_the_seed_and_the_overrides_reach_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cryosentinel.training import fit as training
+
+    calls = []
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(training, "fit", lambda config, keys, run: calls.append((config, keys)) or run)
+    monkeypatch.setattr(Study, "chips", lambda self: self.root)
+    study = Study("tiny", seed=17)
+    assert study.fit() == tmp_path / "runs" / "tiny" / "seeds" / "tiny_seed17"
+    changed = study.fit(trainer__max_epochs=1)
+    network = comparison.NETWORKS["unet_s1"]
+    other = study.fit(network)
+    assert len({study.fit(), changed, other}) == 3 and other.name == "tiny_seed17_unet_s1"
+    assert all(keys["seed"] == 17 and keys["data.root"] == str(tmp_path / "data" / "tiny") for _, keys in calls)
+    assert [keys.get("trainer.max_epochs") for _, keys in calls[:3]] == [None, 1, None]
+    assert (calls[2][0]["model"], calls[2][0]["optim"]["backbone_mult"]) == (dict(network.model), 1.0)
+    assert calls[2][0]["optim"]["lr"] == calls[0][0]["optim"]["lr"]
+
+
+def test_predictions_are_kept_apart_by_what_they_are_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path))
+    quick, tiny = Study("quick", out=tmp_path).folders, Study("tiny", out=tmp_path / "other").folders
+    base = {"digest": "a", "flips": 4}
+    found = [tiny.predictions("soup", base), tiny.predictions("soup", {**base, "flips": 1}),
+             tiny.predictions("soup", {**base, "digest": "b"}), quick.predictions("soup", base)]  # fmt: skip
+    assert len(set(found)) == 4 and {path.parent for path in found} == {tmp_path / "evaluations"}
+    assert tiny.predictions("soup", base) == Study("tiny", out="").folders.predictions("soup", base)
 
 
 def test_a_figure_without_a_value_has_no_spread() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
 from cryosentinel.files import read_json, replacing, sha256, write_json
 from cryosentinel.paths import CONFIGS, PACKAGE, project_root
-from cryosentinel.study.stages import Study
+from cryosentinel.study.study import Study
 
 NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
 
@@ -51,7 +51,7 @@ def check_parameters(parameters: Mapping[str, Any], names: Sequence[str] = NOTEB
     return {name: {k: v for k, v in parameters.items() if k in known[name]} for name in names}
 
 
-def _chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
+def chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """What an executed chapter depends on: notebook, parameters, package, configurations, the record that it may show.
 
     Data and weights follow from these: everything random is seeded.
@@ -119,12 +119,12 @@ def run_study(
     # Relative where it can be: the parameters stand on the page.
     common = {"preset": preset, "out": os.path.relpath(study.out, project_root())}
     given = check_parameters({**(parameters or {}), **common}, notebooks)
-    study.begin()
+    study.metrics.begin()
     started = time.monotonic()
     for number, name in enumerate(notebooks, start=1):
         source, target = project_root() / "notebooks" / f"{name}.ipynb", chapters / f"{name}.ipynb"
-        key = _chapter_key(source, given[name])
-        if not force and _made_with(target) == key and study.metrics_path.is_file():
+        key = chapter_key(source, given[name])
+        if not force and _made_with(target) == key and study.metrics.path.is_file():
             print(f"[{number}/{len(notebooks)}] {name}: unchanged, kept", flush=True)
             continue
         print(f"[{number}/{len(notebooks)}] {name}: running", flush=True)
@@ -145,9 +145,9 @@ def run_study(
                     "mend it and run the study again, it goes on from there."
                 ) from None
             part.write_text(json.dumps(_as_chapter(json.loads(part.read_text("utf-8")), key), indent=1), "utf-8")
-        study.note_time(f"notebook_{name}", time.monotonic() - begun)
-    print(f"Study {preset}: {study.metrics_path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-    return study.metrics_path
+        study.metrics.note_time(f"notebook_{name}", time.monotonic() - begun)
+    print(f"Study {preset}: {study.metrics.path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return study.metrics.path
 
 
 def run_seeds(

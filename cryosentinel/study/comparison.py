@@ -1,7 +1,7 @@
 """The study's network beside indices, a pixel classifier and other networks: same chips, same scores, and the cost.
 
 Every network is trained by the same task, loss, schedule and seed; only the model differs
-(:meth:`cryosentinel.study.stages.Study.fit`). Every threshold is the best one on the validation split, and so is the
+(:func:`cryosentinel.study.stages.fit`). Every threshold is the best one on the validation split, and so is the
 choice between a soup's two sets of BatchNorm statistics: averaged over its snapshots, or estimated anew on training
 chips. In a short run from random weights the running statistics of a deep convolutional encoder lag so far behind its
 weights that the averaged set alone would be no honest baseline.
@@ -11,34 +11,73 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cryosentinel import paths
 from cryosentinel.files import read_json
-from cryosentinel.paths import project_root
+from cryosentinel.study.machine import machine
+from cryosentinel.study.metrics_file import COUNT, MetricsFile
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from cryosentinel.study.stages import Study
+    from cryosentinel.study.study import Study
 
 INDICES_AND_PIXELS = {
     "mndwi": "MNDWI",
     "ndwi": "NDWI",
     "pixel": "pixel classifier, gradient boosting, all bands",
 }
-#: Configuration of configs/ -> what it is.
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in the place of the study's own; the rest of the preset's configuration stays.
+
+    Attributes:
+        name: of its run and of its figures.
+        title: what it is, in words.
+        model: the configuration's section ``model``.
+        backbone_mult: the encoder's learning rate as a share of the decoder's.
+    """
+
+    name: str
+    title: str
+    model: Mapping[str, Any] = field(hash=False)
+    backbone_mult: float
+
+
+def _unet(name: str, title: str, *modalities: str) -> Network:
+    """The literature's U-Net with EfficientNet-B3."""
+    model = {"architecture": "smp_unet", "encoder_name": "efficientnet-b3", "modalities": list(modalities)}
+    return Network(name, f"U-Net EfficientNet-B3, {title}", model, 1.0)
+
+
+def _terramind(name: str, title: str, modality: str) -> Network:
+    """The standard study's TerraMind on one modality; the refiner needs Sentinel-2."""
+    model = {"backbone": "terramind_v1_tiny", "modalities": [modality], "decoder": "UNetDecoder",
+             "decoder_channels": [64, 48, 32, 24], "head_channels": [], "refiner": modality == "S2L2A"}  # fmt: skip
+    return Network(name, f"TerraMind tiny, {title}", model, 0.5)
+
+
 NETWORKS = {
-    "unet_s1": "U-Net EfficientNet-B3, Sentinel-1",
-    "unet_s1_s2_dem": "U-Net EfficientNet-B3, all bands",
-    "terramind_s1": "TerraMind tiny, Sentinel-1",
-    "terramind_s2": "TerraMind tiny, Sentinel-2",
-    "terramind_dem": "TerraMind tiny, DEM",
+    network.name: network
+    for network in (
+        _unet("unet_s1", "Sentinel-1", "S1GRD"),
+        _unet("unet_s1_s2_dem", "all bands", "S2L2A", "S1GRD", "DEM"),
+        _terramind("terramind_s1", "Sentinel-1", "S1GRD"),
+        _terramind("terramind_s2", "Sentinel-2", "S2L2A"),
+        _terramind("terramind_dem", "DEM", "DEM"),
+    )
 }
 OWN = "soup"
-NAMES = {**INDICES_AND_PIXELS, **NETWORKS, OWN: "TerraMind tiny, all bands (the study's own)"}
-_COUNTED = "a count has no interval"
-_TIMED = "wall time on one machine, the minimum of several"
+NAMES = {
+    **INDICES_AND_PIXELS,
+    **{name: network.title for name, network in NETWORKS.items()},
+    OWN: "TerraMind tiny, all bands (the study's own)",
+}
 
 
 def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str, dict[str, Any]]:
@@ -46,8 +85,8 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
 
     Args:
         study: its chips, schedule and seed.
-        networks: which configurations beside the study's own; they run in bfloat16, as they were trained, and without
-            test-time flips.
+        networks: which of :data:`NETWORKS` beside the study's own; they run in bfloat16, as they were trained, and
+            without test-time flips.
 
     Returns:
         Entries of the metrics file: ``compared_<name>_test_iou[_truth]`` and ``compared_soup_minus_<name>_test_iou
@@ -64,14 +103,15 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     from cryosentinel.models.segmenter import parameter_counts
 
     source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}"
-    entries, soups = {}, {}
+    metrics = MetricsFile(study.out, study.kind, study.preset, source)
+    soups = {}
     for name in (*networks, OWN):
-        network = None if name == OWN else name
+        network = NETWORKS.get(name)
         variants = {"averaged": study.soup(network), "reestimated": study.reestimated_soup(network)}
         tables = {which: study.evaluate(path, 1, ("val",), bf16=True).table("val") for which, path in variants.items()}
         scores = {which: estimate(of_one) for which, of_one in tables.items()}
         for which, score in scores.items():
-            entries[f"compared_{name}_val_iou_{which}"] = score.entry(study.kind, source)
+            metrics.add(f"compared_{name}_val_iou_{which}", score)
         soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
     found = {name: study.baseline(name) for name in INDICES_AND_PIXELS}
     found |= {name: study.evaluate(path, 1, bf16=True) for name, path in soups.items()}
@@ -79,28 +119,28 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
 
     module = study.datamodule
     predictors: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        name: baseline(name, module.store, study.rows("train")["train"]) for name in INDICES_AND_PIXELS
+        name: baseline(name, module.store, module.rows["train"].tolist()) for name in INDICES_AND_PIXELS
     }
     segmenters = {name: load_segmenter(path) for name, path in soups.items()}
     predictors |= {name: model_predictor(segmenter, flips=1, bf16=True) for name, segmenter in segmenters.items()}
-    _, batch = next(chip_batches(module.store, study.rows("test")["test"], 4))
+    _, batch = next(chip_batches(module.store, module.rows["test"].tolist(), 4))
     seconds = seconds_a_chip(predictors, batch)
 
     references = [reference for split, reference in found[OWN].tables if split == "test"]
     for name, evaluation in found.items():
         for reference in references:
-            tail = "" if reference == "label" else f"_{reference}"
             table, own = evaluation.table("test", reference), found[OWN].table("test", reference)
             score = estimate(table, "iou", thresholds[name])
-            entries[f"compared_{name}_test_iou{tail}"] = score.entry(study.kind, source)
+            metrics.add(f"compared_{name}_test_iou", score, reference=reference)
             if name != OWN:
                 gain = difference(table, own, "iou", thresholds[name], thresholds[OWN])
-                entries[f"compared_{OWN}_minus_{name}_test_iou{tail}"] = gain.entry(study.kind, source)
+                metrics.add(f"compared_{OWN}_minus_{name}_test_iou", gain, reference=reference)
         count = parameter_counts(segmenters[name])["total"] if name in segmenters else 0 if name != "pixel" else None
-        reason = _COUNTED if count is not None else "its trees have no weights to count"
-        entries[f"compared_{name}_parameters"] = study.entry(count, 1, source, reason)
-        entries[f"compared_{name}_seconds_a_chip"] = study.entry(seconds[name], 1, source, _TIMED)
-    return entries
+        reason = COUNT if count is not None else "its trees have no weights to count"
+        metrics.add(f"compared_{name}_parameters", count, reason=reason)
+        reason = f"wall time, the minimum of several, on {machine()}"
+        metrics.add(f"compared_{name}_seconds_a_chip", seconds[name], reason=reason)
+    return metrics.added
 
 
 def seconds_a_chip(
@@ -129,8 +169,9 @@ def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
     Returns:
         the entries that :func:`compare` made there (none where it was not made), and the sentence.
     """
-    path = project_root() / "book" / "standard_metrics.json"
-    record = read_json(path) if path.is_file() else {"metrics": {}}
+    root = paths.clone()
+    path = root / "book" / "standard_metrics.json" if root is not None else None
+    record = read_json(path) if path is not None and path.is_file() else {"metrics": {}}
     entries = {name: entry for name, entry in record["metrics"].items() if name.startswith("compared_")}
     if not entries:
         return (
