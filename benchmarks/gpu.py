@@ -257,7 +257,7 @@ class Measurement:
         times = self.device.seconds(lambda: training.step(batch), max(2, self.plan.rounds // 2), warmup=0)
         seconds, peak = statistics.median(times), self.device.peak_gib()
         operations = None if self.step_operations is None else count * self.step_operations
-        what = f"training, {self.run.trainer.precision}, {'torch.compile, ' if compiled else ''}batch {count}"
+        what = f"training, {training.precision.name}, {'torch.compile, ' if compiled else ''}batch {count}"
         self.results.add(name, what, 1 / seconds, "steps/s", share=self._share(operations, seconds))
         of = "of the tensors" if self.device.kind == "cuda" else "of the process so far"
         self.results.add(f"{name}_memory", f"{what}: peak memory {of}", peak, "GiB")

@@ -49,7 +49,7 @@ def measure(model: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise RuntimeError(f"After {STEPS} steps {', '.join(still)} of {model_name(run)} stand where they stood.")
     return {
         "what": f"a training step of {CONFIG.name}, random weights, {training.parameters / 1e6:.0f} M parameters "
-        f"({model_name(run)}), {run.trainer.precision}, {BATCH} chips of {CHIP_SIZE} px on the CPU",
+        f"({model_name(run)}), {training.precision.name}, {BATCH} chips of {CHIP_SIZE} px on the CPU",
         "seconds": statistics.median(seconds),
         "gib": peak_resident_gib(),
         "losses": losses,

@@ -112,17 +112,22 @@ class Training:
     """Training steps as the trainer takes them, without its loaders, callbacks and logs.
 
     A step is the task's own (six-term loss, distance maps from the cache, the check that the loss is a number) under
-    the run's precision, then the backward pass, the clip of the gradient and AdamW with layer-wise decay at the rates
-    from which the schedule departs. The averaged copy of the weights is not kept.
+    the precision of the device, then the backward pass, the clip of the gradient and AdamW with layer-wise decay at the
+    rates from which the schedule departs. The averaged copy of the weights is not kept.
     """
 
     def __init__(self, run: RunConfig, device: torch.device | str = "cpu") -> None:
+        import torch
+
         from cryosentinel.models.segmenter import parameter_counts
+        from cryosentinel.precision import choose
         from cryosentinel.sensors import PUBLISHED_STATISTICS
         from cryosentinel.training.optim import build_optimizer
         from cryosentinel.training.task import SegmentationTask
 
         self.run, self.device = run, device
+        # The published runs are bf16-mixed; on a device that emulates bfloat16 that would measure the emulation.
+        self.precision = choose("auto", torch.device(device).type)
         self.task: SegmentationTask = SegmentationTask(
             run.model.as_dict(), PUBLISHED_STATISTICS.as_dict(), run.loss, run.optim, seed=run.seed
         )
@@ -141,9 +146,7 @@ class Training:
         """The loss of a batch, to call ``backward`` on."""
         import torch
 
-        kind = torch.device(self.device).type
-        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.run.trainer.precision)
-        with warnings.catch_warnings(), torch.autocast(kind, mixed, enabled=mixed is not None):
+        with warnings.catch_warnings(), self.precision.autocast(torch.device(self.device).type):
             # There is no trainer here whose log the loss could go to.
             warnings.filterwarnings("ignore", message=".*self.trainer.* reference is not registered.*")
             return self.task.training_step(batch, 0)

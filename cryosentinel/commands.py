@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cryosentinel.precision import Choice
+
 if TYPE_CHECKING:
     from cryosentinel.ingest import Settings
 
@@ -91,6 +93,7 @@ def evaluate(
     preset: Preset = "quick",
     data: Path | None = None,
     flips: Literal[1, 2, 4] = 4,
+    precision: Choice = "auto",
     out: str = "",
     model: Path | None = None,
     statistics: Path | None = None,
@@ -102,6 +105,7 @@ def evaluate(
         preset: the simulated chips to score on, and the configuration that splits them.
         data: folder of chips in the published format to score on instead.
         flips: test-time flips averaged in logit space.
+        precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         out: folder for metrics.json; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
@@ -110,7 +114,7 @@ def evaluate(
     from cryosentinel.study.study import Study
 
     study = Study(preset, out=out, data=data or "", notebook="evaluate", model=model, statistics=statistics)
-    result = study.evaluate(ckpt, flips=flips)
+    result = study.evaluate(ckpt, flips=flips, precision=precision)
     entries = headline(result.tables, study.kind, f"cryosentinel evaluate --ckpt {ckpt}", tta=flips > 1)
     print(study.metrics.write(entries).to_string())
     print(f"score tables in {result.folder}, figures in {study.metrics.path}")
@@ -161,6 +165,7 @@ def predict(
     flips: Literal[1, 2, 4] = 4,
     overlap: int = 112,
     batch_size: int = 8,
+    precision: Choice = "auto",
     device: str = "cpu",
     model: Path | None = None,
     statistics: Path | None = None,
@@ -175,6 +180,7 @@ def predict(
         flips: test-time flips averaged in logit space.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
+        precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
@@ -190,7 +196,7 @@ def predict(
             scene,
             out or paths.predictions(),
             threshold=threshold,
-            options=Options(flips=flips, overlap=overlap, batch_size=batch_size),
+            options=Options(flips=flips, overlap=overlap, batch_size=batch_size, precision=precision),
         )
         share = result["water_pixels"] / max(1, result["valid_pixels"])
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")

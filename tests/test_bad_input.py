@@ -84,7 +84,7 @@ def _fit(chips: Path, *options: object) -> list[object]:
         (["--nothing.like.it", "1"], ["no option --nothing.like.it; cryosentinel fit --help lists them."]),
         (["quick.yaml"], ["fit takes no 'quick.yaml' by itself", "--config quick.yaml"]),
         (["--optim.lr", "fast"], ["An option cannot be used: optim.lr: expected float; got fast."]),
-        (["--trainer.precision", "bf16"], ["trainer.precision: expected one of '32-true', 'bf16-mixed'", "got bf16."]),
+        (["--trainer.precision", "bf16"], ["trainer.precision: expected one of 'auto', '32-true'", "got bf16."]),
         (["--data.regions", "pamir"], ["data.regions: expected a list of str ([a, b]) or null; got pamir."]),
         (["--data.regions", "[nowhere]"], ["has no region nowhere; it has ile_alatau, tien_shan_full."]),
         (["--data.augment.flip_p", "2"], ["flip_p is 2.0; a probability lies within 0..1."]),

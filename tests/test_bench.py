@@ -22,6 +22,7 @@ from benchmarks.gpu_record import refuse_to_replace
 from benchmarks.harness import BenchmarkError, catalogue, check, interleaved, line, machine, merge, run
 from benchmarks.published_model import CONFIG, Training, published_run
 from cryosentinel.files import write_json
+from cryosentinel.precision import choose
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "book" / "_ext")]
 
@@ -265,7 +266,7 @@ def test_the_book_says_that_gpu_figures_are_missing_or_shows_them(gpu_record):
 
 def test_published_training_steps_are_measured_and_must_move_the_network(monkeypatch):
     found = large_step.measure(SMALL)
-    assert "U-Net with resnet18), bf16-mixed, 2 chips of 224 px" in found["what"]
+    assert f"U-Net with resnet18), {choose('auto', 'cpu').name}, 2 chips of 224 px" in found["what"]
     assert len(found["losses"]) == 3 and found["losses"][-1] < found["losses"][0]
     assert found["seconds"] > 0 and found["gib"] > 0.1
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="noise\n" + json.dumps(found)))

@@ -245,4 +245,4 @@ def test_the_model_predictor_averages_flips_in_logit_space():
     expected = torch.sigmoid((batch["S2L2A"][:, 2] - 6000) / 2000).numpy()
     np.testing.assert_allclose(flipped, expected, atol=1e-5)
     assert not model.training and flipped.dtype == np.float32
-    assert model_predictor(model, 4, True).settings == {"flips": 4, "bf16": True}
+    assert model_predictor(model, 4, "bf16-mixed").settings == {"flips": 4, "precision": "bf16-mixed"}

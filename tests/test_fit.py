@@ -53,6 +53,27 @@ def test_saved_configuration_gives_the_same_run(tmp_path, small_dataset):  # noq
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+def test_the_run_says_its_precision_and_keeps_it_when_it_goes_on(tmp_path, small_dataset, monkeypatch, capsys):  # noqa: F811
+    """It began where bfloat16 is native, and goes on where it is not."""
+    config = configuration(small_dataset, **{"trainer.precision": "auto", "trainer.max_epochs": 1})
+    saved = tmp_path / "run" / "logs" / "config.yaml"
+    with monkeypatch.context() as patch:
+        patch.setattr("cryosentinel.precision.native_bfloat16", lambda device: True)
+        patch.setattr("cryosentinel.training.fit.write_summary", lambda *_: None)  # as if killed before its end
+        fit(config, run_dir=tmp_path / "run")
+    assert "Precision: bf16-mixed (auto" in capsys.readouterr().out
+    assert yaml.safe_load(saved.read_text())["trainer"]["precision"] == "bf16-mixed"
+    monkeypatch.setattr("cryosentinel.precision.native_bfloat16", lambda device: False)
+    monkeypatch.setattr("cryosentinel.precision.bfloat16_slowdown", lambda device: 31.0)
+    fit(config, run_dir=tmp_path / "run")
+    assert "Precision: bf16-mixed (as the run began. Warning:" in capsys.readouterr().out
+    assert saved.read_text().startswith("# Precision: bf16-mixed (as the run began")
+    fit(config, run_dir=tmp_path / "run", resume="never")
+    assert yaml.safe_load(saved.read_text())["trainer"]["precision"] == "32-true"
+    with pytest.raises(ConfigError, match=r"trainer\.precision"):
+        fit(config, {"trainer.precision": "bf16-mixed"}, tmp_path / "run")
+
+
 def test_finished_run_returns_at_once(tmp_path, small_dataset, monkeypatch):  # noqa: F811
     config = configuration(small_dataset, **{"trainer.max_epochs": 1})
     run = fit(config, run_dir=tmp_path / "run")

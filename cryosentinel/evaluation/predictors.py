@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from cryosentinel.precision import choose
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,25 +31,26 @@ class ModelPredictor:
     Args:
         segmenter: a :class:`cryosentinel.models.segmenter.Segmenter`; put into evaluation mode.
         flips: 1 (none) or 4 (both axes).
-        bf16: run the network in bfloat16 where it may; the sigmoid is always float32.
+        precision: see :func:`cryosentinel.precision.choose`; the sigmoid is always float32.
     """
 
-    def __init__(self, segmenter: torch.nn.Module, flips: int = 4, bf16: bool = False) -> None:
+    def __init__(self, segmenter: torch.nn.Module, flips: int = 4, precision: str = "auto") -> None:
         self._segmenter = segmenter.eval()
-        self.settings: dict[str, Any] = {"flips": flips, "bf16": bf16}
+        self._device = next(segmenter.parameters()).device
+        self.precision = choose(precision, self._device.type)
+        self.settings: dict[str, Any] = {"flips": flips, "precision": self.precision.name}
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         import torch
 
         from cryosentinel.models.tta import flip_logits
 
-        device = next(self._segmenter.parameters()).device
-        moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.settings["bf16"]):
+        moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+        with torch.inference_mode(), self.precision.autocast(self._device.type):
             logits = flip_logits(self._segmenter, moved, flips=self.settings["flips"])
         return torch.sigmoid(logits.float()).cpu().numpy()
 
 
-def model_predictor(segmenter: torch.nn.Module, flips: int = 4, bf16: bool = False) -> ModelPredictor:
+def model_predictor(segmenter: torch.nn.Module, flips: int = 4, precision: str = "auto") -> ModelPredictor:
     """See :class:`ModelPredictor`."""
-    return ModelPredictor(segmenter, flips, bf16)
+    return ModelPredictor(segmenter, flips, precision)

@@ -15,7 +15,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from cryosentinel.evaluation.scores import BINS, INVALID, probability_bins, thre
 from cryosentinel.files import replacing
 from cryosentinel.geo import utm_epsg
 from cryosentinel.mapping.gate import Gate
+from cryosentinel.precision import choose
 from cryosentinel.sensors import CHIP_SIZE, MODALITIES, PIXEL_SIZE_M
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Options:
         overlap: pixels that neighbouring windows share, below ``window``.
         batch_size: windows a forward pass.
         gate: rules by which windows are skipped; None predicts every window that holds data.
+        precision: of the network, see :func:`cryosentinel.precision.choose`.
     """
 
     flips: int = 4
@@ -64,6 +66,7 @@ class Options:
     overlap: int = CHIP_SIZE // 2
     batch_size: int = 8
     gate: Gate | None = None
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.window < 16 or self.window % 16 or not 0 <= self.overlap < self.window:
@@ -387,6 +390,7 @@ def predict_bands(
     last = len(tops) if last is None else last
     rows = min(window, height)
     weight, device = taper(window), next(segmenter.parameters()).device
+    precision = choose(options.precision, device.type)
     # The first rows also hold what earlier windows say about them.
     begin = next(i for i, top in enumerate(tops) if top + rows > tops[first])
     total = np.zeros((rows, width), np.float32)  # weighted logits of the rows that later windows may still touch
@@ -406,7 +410,7 @@ def predict_bands(
             for name, array in zip(MODALITIES, arrays, strict=True):
                 windows = np.stack([array[:, :, x : x + window] for x in group])
                 batch[name] = torch.from_numpy(windows.astype(np.float32)).to(device)
-            with torch.inference_mode():
+            with torch.inference_mode(), precision.autocast(device.type):
                 logits = flip_logits(segmenter, batch, flips=options.flips).float().cpu().numpy()
             for x, logit in zip(group, logits, strict=True):
                 columns = slice(x, min(x + window, width))
@@ -528,7 +532,7 @@ def predict_scene(
             overviews, written beside and renamed.
         threshold: probability from which a pixel is water; a multiple of 1/200.
         options: windows, flips and gate.
-        progress: show a progress bar.
+        progress: show a progress bar, and say which precision was taken.
         weights: identifies the weights in the key of a run to go on with; their digest by default.
         maker: makes runs of bands elsewhere (a cluster), in any order.
 
@@ -545,6 +549,11 @@ def predict_scene(
 
     water_from, options = threshold_bin(threshold), options or Options()
     scene, out = Scene.of(scene), Path(out)
+    if segmenter is not None:
+        precision = choose(options.precision, next(segmenter.parameters()).device.type)
+        options = replace(options, precision=precision.name)  # part of the key: a run goes on as it began
+        if progress:
+            print(precision, flush=True)
     with open_scene(scene) as opened:
         height, width = opened.shape
         stride = options.window - options.overlap

@@ -85,8 +85,8 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
 
     Args:
         study: its chips, schedule and seed.
-        networks: which of :data:`NETWORKS` beside the study's own; they run in bfloat16, as they were trained, and
-            without test-time flips.
+        networks: which of :data:`NETWORKS` beside the study's own; they run without test-time flips, all in
+            the precision that suits the device, which the entries' source names.
 
     Returns:
         Entries of the metrics file: ``compared_<name>_test_iou[_truth]`` and ``compared_soup_minus_<name>_test_iou
@@ -101,20 +101,23 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     from cryosentinel.evaluation.predictors import model_predictor
     from cryosentinel.models.checkpoint import load_segmenter
     from cryosentinel.models.segmenter import parameter_counts
+    from cryosentinel.precision import choose
 
-    source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}"
+    precision = choose("auto", "cpu")
+    print(precision, flush=True)
+    source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}, precision {precision.name}"
     metrics = MetricsFile(study.out, study.kind, study.preset, source)
     soups = {}
     for name in (*networks, OWN):
         network = NETWORKS.get(name)
         variants = {"averaged": study.soup(network), "reestimated": study.reestimated_soup(network)}
-        tables = {which: study.evaluate(path, 1, ("val",), bf16=True).table("val") for which, path in variants.items()}
+        tables = {which: study.evaluate(path, 1, ("val",)).table("val") for which, path in variants.items()}
         scores = {which: estimate(of_one) for which, of_one in tables.items()}
         for which, score in scores.items():
             metrics.add(f"compared_{name}_val_iou_{which}", score)
         soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
     found = {name: study.baseline(name) for name in INDICES_AND_PIXELS}
-    found |= {name: study.evaluate(path, 1, bf16=True) for name, path in soups.items()}
+    found |= {name: study.evaluate(path, 1) for name, path in soups.items()}
     thresholds = {name: best_threshold(e.table("val"), thresholds=ALL_THRESHOLDS) for name, e in found.items()}
 
     module = study.datamodule
@@ -122,7 +125,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
         name: baseline(name, module.store, module.rows["train"].tolist()) for name in INDICES_AND_PIXELS
     }
     segmenters = {name: load_segmenter(path) for name, path in soups.items()}
-    predictors |= {name: model_predictor(segmenter, flips=1, bf16=True) for name, segmenter in segmenters.items()}
+    predictors |= {name: model_predictor(segmenter, flips=1) for name, segmenter in segmenters.items()}
     _, batch = next(chip_batches(module.store, module.rows["test"].tolist(), 4))
     seconds = seconds_a_chip(predictors, batch)
 

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from cryosentinel.precision import native_bfloat16
+
 
 def processor() -> str:
     """The processor's name as the system gives it."""
@@ -21,7 +23,5 @@ def processor() -> str:
 @functools.cache
 def machine() -> str:
     """Processor, cores, and whether it computes in bfloat16 natively, which decides what a run takes."""
-    import torch
-
-    native = "native" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "not native"
+    native = "native" if native_bfloat16("cpu") else "not native"
     return f"{processor()}, {os.cpu_count()} cores, bf16 {native}"

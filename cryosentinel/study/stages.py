@@ -18,6 +18,7 @@ from cryosentinel import paths
 from cryosentinel.errors import InputError
 from cryosentinel.files import sha256
 from cryosentinel.paths import SOUP, STATISTICS_FILE
+from cryosentinel.precision import choose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +159,7 @@ def evaluate(
     ckpt: str | os.PathLike[str] = SOUP,
     flips: int = 4,
     splits: Sequence[str] = ("val", "test"),
-    bf16: bool = False,
+    precision: str = "auto",
 ) -> Evaluation:
     """Scores of a checkpoint against the labels, and against the known truth where there is one.
 
@@ -170,10 +171,10 @@ def evaluate(
         ckpt: as for :func:`checkpoint`.
         flips: test-time flips, 1, 2 or 4.
         splits: which splits.
-        bf16: run the network in bfloat16 where it may.
+        precision: see :func:`cryosentinel.precision.choose`.
     """
     path = checkpoint(study, os.fspath(ckpt))
-    settings: dict[str, Any] = {"flips": flips, "bf16": bf16}
+    settings: dict[str, Any] = {"flips": flips, "precision": choose(precision, "cpu").name}
     if study.model:
         settings["model"] = sha256(paths.config(study.model))
     if study.statistics:
@@ -185,12 +186,15 @@ def evaluate(
         from cryosentinel.evaluation.predictors import model_predictor
         from cryosentinel.models.checkpoint import load_segmenter
 
-        return model_predictor(load_segmenter(path, study.model, study.statistics), flips=flips, bf16=bf16)
+        predictor = model_predictor(load_segmenter(path, study.model, study.statistics), flips, precision)
+        print(predictor.precision, flush=True)
+        return predictor
 
+    usual = {"flips": 4, "precision": choose("auto", "cpu").name}
     digest = sha256(path)
-    name = f"{path.parent.parent.name}_{path.stem}_flips{flips}{'_bf16' if bf16 else ''}"
+    name = f"{path.parent.parent.name}_{path.stem}_flips{flips}_{settings['precision']}"
     folder = study.folders.predictions(name, {"digest": digest, **settings})
-    if path == study.folders.run / "checkpoints" / SOUP and settings == {"flips": 4, "bf16": False}:
+    if path == study.folders.run / "checkpoints" / SOUP and settings == usual:
         folder = study.folders.run / "diagnostics"
     return _evaluate(study, _WhenNeeded(open_predictor, settings), folder, digest, splits)
 

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from cryosentinel.errors import ConfigError, CryoSentinelError
 from cryosentinel.models.segmenter import SegmenterConfig
+from cryosentinel.precision import Choice
 from cryosentinel.training.callbacks import CheckpointConfig
 from cryosentinel.training.losses import LossConfig
 from cryosentinel.training.optim import OptimConfig
@@ -51,7 +52,8 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: length of the run.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "auto" (bfloat16 where the device computes in it natively, else float32), "32-true", "bf16-mixed" or
+            "16-mixed". A run that goes on keeps what it began with; its config.yaml names it.
         gradient_clip_val: largest norm of the gradient.
         accumulate_grad_batches: batches an optimiser step.
         limit_train_batches: at most so many batches an epoch.
@@ -66,7 +68,7 @@ class TrainerConfig:
     """
 
     max_epochs: int = 30
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Choice = "auto"
     gradient_clip_val: float | None = 1.0
     accumulate_grad_batches: int = 1
     limit_train_batches: int | None = None

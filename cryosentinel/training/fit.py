@@ -21,6 +21,7 @@ from cryosentinel import paths
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.files import replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint
+from cryosentinel.precision import Precision, choose, device_of
 from cryosentinel.training.callbacks import EMA, RunFiles
 from cryosentinel.training.config import RunConfig, instantiate, parse, wants_help
 from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
@@ -39,6 +40,7 @@ from cryosentinel.training.resume import (
     finished,
     forget,
     is_rank_zero,
+    saved_config,
     standing,
     state_to_resume,
     take_over,
@@ -123,6 +125,8 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
     run, data, plain = build(parser, namespace)
     folder = Path(run_dir) if run_dir is not None else paths.runs() / run.run_name
     fingerprint = data_fingerprint(Path(data.root))
+    precision = _choose_precision(run, folder, resume)
+    plain["trainer"]["precision"] = run.trainer.precision = precision.name  # type: ignore[assignment]
     if resume not in (None, "never"):
         check_same_run(folder, plain, fingerprint)
         if finished(folder):
@@ -151,8 +155,9 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
         take_over(state, source, folder)
     del state  # of the size of the file
     if is_rank_zero():
+        print(precision)
         _describe(run, data, task, files.snapshot_epochs, folder)
-        write_text(folder / "logs" / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+        write_text(folder / "logs" / "config.yaml", f"# {precision}\n{yaml.safe_dump(plain, sort_keys=False)}")
         write_json(folder / RUNNING, {"data": fingerprint})
         rows_until(folder / "logs" / "metrics.csv", -1 if stand is None else stand["step"])
     files.seconds_before = 0.0 if stand is None else stand["seconds"]
@@ -163,6 +168,14 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
         done = standing(load_checkpoint(files.last))
         write_summary(folder, fingerprint, done, sum(p.numel() for p in task.model.parameters()))
     return folder
+
+
+def _choose_precision(run: RunConfig, folder: Path, resume: Any) -> Precision:
+    """What the device or the configuration wants; a run that goes on keeps the precision that it began with."""
+    device = device_of(run.trainer.accelerator)
+    if run.trainer.precision == "auto" and (saved := saved_config(folder, resume)):
+        return choose(saved["trainer"]["precision"], device, "as the run began")
+    return choose(run.trainer.precision, device)
 
 
 def _train(trainer: pl.Trainer, task: SegmentationTask, data: ChipDataModule, last: Path | None) -> None:
@@ -247,7 +260,7 @@ def _trainer(run: RunConfig, files: RunFiles, folder: Path) -> pl.Trainer:
     with _quiet(), _as_sentence():
         return pl.Trainer(
             max_epochs=t.max_epochs,
-            precision=t.precision,
+            precision=t.precision,  # type: ignore[arg-type]  # "auto" has been decided
             gradient_clip_val=t.gradient_clip_val,
             accumulate_grad_batches=t.accumulate_grad_batches,
             limit_train_batches=t.limit_train_batches,

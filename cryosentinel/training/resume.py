@@ -48,6 +48,23 @@ def data_fingerprint(root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def saved_config(folder: Path, resume: Any) -> dict[str, Any] | None:
+    """The configuration of the run that is to go on, as its folder keeps it.
+
+    Args:
+        folder: the run folder.
+        resume: as for :func:`state_to_resume`.
+
+    Returns:
+        The configuration as plain values; None where no run is to go on, or it left none.
+    """
+    if resume in (None, "never"):
+        return None
+    last = folder / "checkpoints" / "last.ckpt" if resume == "auto" else Path(resume)
+    saved = last.resolve().parent.parent / "logs" / "config.yaml"
+    return yaml.safe_load(saved.read_text(encoding="utf-8")) if last.is_file() and saved.is_file() else None
+
+
 def check_same_run(folder: Path, plain: Mapping[str, Any], fingerprint: str) -> None:
     """Refuse to mix two runs in one folder.
 
@@ -59,11 +76,11 @@ def check_same_run(folder: Path, plain: Mapping[str, Any], fingerprint: str) -> 
     Raises:
         ConfigError: the folder holds a run of another configuration, or on other data.
     """
-    saved = folder / "logs" / "config.yaml"
-    if not (folder / "checkpoints" / "last.ckpt").is_file() or not saved.is_file():
+    saved = saved_config(folder, "auto")
+    if saved is None:
         return
     advice = "choose another --run_dir, or begin anew with --resume never"
-    if changed := differences(yaml.safe_load(saved.read_text(encoding="utf-8")), plain):
+    if changed := differences(saved, plain):
         raise ConfigError(f"{folder} holds a run of another configuration (it differs in {_few(changed)}); {advice}.")
     if (folder / RUNNING).is_file() and read_json(folder / RUNNING)["data"] != fingerprint:
         raise ConfigError(f"{folder} holds a run on other data than those now in the dataset's folder; {advice}.")
@@ -105,13 +122,12 @@ def state_to_resume(folder: Path, resume: Any, plain: Mapping[str, Any]) -> dict
     own = checkpoint.get("hyper_parameters", {}).get("segmenter")
     if isinstance(own, Mapping):
         refuse_other_structure(source, SegmenterConfig.from_dict(own), SegmenterConfig.from_dict(plain["model"]))
-    saved = source.resolve().parent.parent / "logs" / "config.yaml"
-    if resume != "auto" and saved.is_file():
+    if resume != "auto" and (saved := saved_config(folder, resume)):
         named = {"run_name": plain["run_name"]}  # a copy of the run may have a name of its own
-        if changed := differences({**yaml.safe_load(saved.read_text(encoding="utf-8")), **named}, plain):
+        if changed := differences({**saved, **named}, plain):
             raise CheckpointError(
                 f"{source} is of a run of another configuration (it differs in {_few(changed)}); go on with its own, "
-                f"{saved}, or start from its weights with --model.weights."
+                "logs/config.yaml of that run, or start from its weights with --model.weights."
             )
     return checkpoint
 
