@@ -195,6 +195,36 @@ def test_precision_and_recall_against_the_known_truth(run):
     assert without["mask"]["recall"] is None and without["mask"]["precision"] == 0.0 and "planted" not in without
 
 
+def test_the_rule_is_the_stated_one():
+    assert AuditRule() == AuditRule(
+        threshold=0.5, mndwi_threshold=0.3, bright_red=0.25, tolerance_px=4, min_px=50, worst=20, control=20, seed=42
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ({}, "label undersized"),
+        ({"mndwi_threshold": 0.65}, "model false alarm"),  # the water's index is 0.6
+        ({"threshold": 0.95}, "model miss"),  # the prediction's probability is 0.9
+        ({"min_px": 400}, "agree"),  # 336 pixels disagree
+        ({"tolerance_px": 14}, "agree"),  # in a band 14 pixels wide
+    ],
+)
+def test_thresholds_of_the_rule_are_obeyed(run, rule, verdict):
+    _, result = run({"undersized": CASES["undersized"]}, AuditRule(**rule))
+    assert result.verdicts["verdict"].tolist() == [verdict]
+
+
+def test_a_lake_that_hangs_together_by_a_corner_is_one(run):
+    label, lake = np.zeros((2, SIZE, SIZE), bool)
+    label[8:16, 8:16] = True
+    lake[8:16, 8:24] = lake[16:32, 24:40] = True  # the second part touches the first by a corner only
+    _, result = run({"chain": Case(label, lake, lake, lake, "label undersized")})
+    assert result.verdicts["undersized_px"].tolist() == [8 * 8 + 16 * 16]
+    assert result.verdicts["unlabelled_px"].tolist() == [0]
+
+
 def test_a_rule_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="min_px above 0"):
         AuditRule(min_px=0)

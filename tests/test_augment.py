@@ -82,6 +82,9 @@ def test_jitter_stays_within_its_amounts_and_touches_no_label():
     out = BatchAugment(config)(batch)
     gain = out["S2L2A"] / batch["S2L2A"]
     assert gain.min() >= 0.95 - 1e-5 and gain.max() <= 1.05 + 1e-5 and out["S2L2A"].max() <= 16_000
+    gains = gain[1:].flatten(2)  # one a band and chip
+    assert (gains - gains[..., :1]).abs().max() < 1e-4 and (gains[..., 0] - 1).abs().max() > 0.025
+    assert (gains[..., 0].amax(1) - gains[..., 0].amin(1)).max() > 0.01  # bands differ
     untouched = (out["DEM"] == batch["DEM"]).all(-1).all(-1).all(-1)
     assert 4 < untouched.sum() < 28
     for modality, amount in (("S1GRD", 0.1), ("DEM", 0.02)):

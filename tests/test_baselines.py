@@ -124,6 +124,24 @@ def test_baselines_share_the_evaluation_path(tmp_path):
     assert metrics.score(again["pixel"].table("test")) == metrics.score(found["pixel"].table("test"))
 
 
+def test_the_classifier_is_weighted_back_to_the_prevalence():
+    class Noise(WaterStore):
+        """Labels that no band knows of, 1 pixel in 8: nothing can be predicted but the prevalence."""
+
+        def __init__(self) -> None:
+            super().__init__(6, lakes=False)
+            rng = np.random.default_rng(1)
+            masks = [(rng.random((SIZE, SIZE)) < 0.125).astype(np.uint8) for _ in self.chips]
+            self.chips = [chip.replace(mask=mask) for chip, mask in zip(self.chips, masks, strict=True)]
+
+    torch = pytest.importorskip("torch")
+    store = Noise()
+    predictor = PixelClassifier(store, range(6), per_class=50, trees=5)
+    arrays = {"S2L2A": store[0].s2, "S1GRD": store[0].s1, "DEM": store[0].dem}
+    found = predictor({name: torch.from_numpy(a[None].astype(np.float32)) for name, a in arrays.items()})
+    assert 0.08 < found.mean() < 0.25  # one half without the weights
+
+
 def test_another_training_split_is_another_classifier():
     store = WaterStore()
     assert PixelClassifier(store, range(6)).settings != PixelClassifier(store, range(5)).settings
@@ -139,6 +157,14 @@ def histogram_table(probability: np.ndarray, label: np.ndarray) -> pd.DataFrame:
     builder = ScoreBuilder(index, np.array(["0|0"]))
     builder.add(0, probability_bins(probability), label, np.ones(label.shape, bool))
     return builder.table()
+
+
+def test_calibration_error_is_weighted_by_pixels():
+    probability = np.array([[0.1025] * 90 + [0.9025] * 10], np.float32)
+    label = np.array([[1] * 9 + [0] * 81 + [1] * 4 + [0] * 6])
+    # 90 pixels predicted 0.1025 of which 0.1 are lake, 10 predicted 0.9025 of which 0.4 are.
+    expected = 0.9 * 0.0025 + 0.1 * 0.5025
+    assert calibration.calibration_error(histogram_table(probability, label)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_reliability_agrees_with_sklearn():

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import torch
 from chip_factory import make_chip, write_dataset
 
-from cryosentinel.data import cache
+from cryosentinel.data import cache, sanity
 from cryosentinel.data.augment import AugmentConfig
 from cryosentinel.data.chips import LAYOUT, clean, write_shard
 from cryosentinel.data.dataset import ChipDataModule, ChipDataset, ChipStore
@@ -271,6 +272,13 @@ def test_the_sanity_filter_is_a_column_that_is_applied_on_reading(tmp_path):
         assert (module.splits == "").sum() == dropped and len(module.store) == 6
 
 
+def test_the_sanity_filters_limits_are_the_published_ones():
+    kept = [(0.20, 0.1, 0.1), (0.5, 0.3, 0.1), (0.0, 0.05, 0.0)]  # IoU, share of water, share of label
+    dropped = [(0.199, 0.1, 0.1), (0.5, 0.301, 0.1), (0.0, 0.051, 0.0)]
+    why = [sanity.reasons(*np.array(cases).T).tolist() for cases in (kept, dropped)]
+    assert why == [[""] * 3, ["low_iou", "high_ratio", "unlabelled_water"]]
+
+
 # ---- batches --------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +368,30 @@ def test_the_sampler_keeps_the_ratio_and_draws_evenly():
     assert runs.max() < 40  # shuffled, not lakes first
     assert sorted(BalancedSampler(positive, None).order(0)) == list(range(1000))
     assert positive[BalancedSampler(positive[:300], 3.0).order(0)].all()
+
+
+def test_a_sampler_goes_on_after_what_was_drawn():
+    sampler = BalancedSampler(np.arange(20) % 2 == 0)
+    whole = list(sampler)
+    sampler.skip(7)
+    assert list(sampler) == whole[7:] and list(sampler) == whole  # once
+
+
+def test_training_batches_alone_are_augmented(tmp_path):
+    root = tmp_path / "data"
+    write_dataset(root, shards=1, size=8)
+    module = ChipDataModule(root, augment=AugmentConfig(flip_p=1.0, jitter_p=1.0, scale_p=0, copy_paste_p=0))
+    batch = ChipDataset(ChipStore(root)).__getitems__(range(4))
+    assert torch.equal(module.on_after_batch_transfer(batch, 0)["label"], batch["label"])  # no trainer
+    epochs = []
+    for epoch in (0, 1):
+        module.trainer = SimpleNamespace(training=True, current_epoch=epoch)
+        epochs.append(module.on_after_batch_transfer(batch, 0))
+        assert torch.equal(epochs[epoch]["label"], batch["label"].flip(-1, -2))
+        assert not torch.equal(epochs[epoch]["S2L2A"], batch["S2L2A"])
+    assert not torch.equal(epochs[0]["S2L2A"], epochs[1]["S2L2A"])
+    module.trainer = SimpleNamespace(training=False, current_epoch=0)
+    assert module.on_after_batch_transfer(batch, 0) is batch
 
 
 def test_ranks_share_one_global_order():

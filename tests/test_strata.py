@@ -35,6 +35,13 @@ def test_recall_by_lake_size_counts_lakes_and_pixels() -> None:
     assert table["lakes"].sum() == 2
 
 
+def test_lakes_hang_together_by_their_corners() -> None:
+    truth = known()
+    truth.lake[0:6, 0:6] = truth.lake[6:12, 6:12] = 1  # 72 pixels, 0.72 ha, one lake
+    table = by_lake_size(maps_of(truth.lake), ["a"], {"a": truth}).set_index("size_ha")
+    assert table["lakes"].to_dict() == {**dict.fromkeys(table.index, 0), "0.5 to 1": 1}
+
+
 def test_alarms_by_material_count_only_valid_pixels() -> None:
     truth, water = known(), np.zeros((40, 40), np.uint8)
     truth.material[:10] = 7
