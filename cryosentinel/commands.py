@@ -202,7 +202,7 @@ def predict(
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")
 
 
-def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int = 0, s1_linear: bool = False) -> None:
+def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int | None = None, s1_linear: bool = False) -> None:
     """Build the 15-band GeoTIFF that predict takes from three rasters on one grid.
 
     Args:
@@ -210,7 +210,8 @@ def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int = 0, s1_linea
         s1: VV and VH.
         dem: elevation in metres.
         out: GeoTIFF to write.
-        s2_offset: digital numbers to subtract: 1000 for raw L2A of processing baseline 04.00 and later.
+        s2_offset: digital numbers to subtract: 1000 for raw L2A of processing baseline 04.00 and later. Left out, a
+            scene that carries this offset is refused; 0 says that it does not.
         s1_linear: the radar is linear power rather than dB.
     """
     from cryosentinel.data.stack import stack_rasters

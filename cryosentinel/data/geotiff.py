@@ -129,12 +129,22 @@ def read_geotiff(path: str | os.PathLike[str], window: Window | None = None) -> 
             ) from None
         transform = source.transform if window is None else source.window_transform(window)
         s2, s1, dem = split_bands(bands, source.nodata)
-        _check_units(str(path), bands, s1, source.nodata)
+        check_units(str(path), bands, s1, source.nodata)
         return Raster(s2, s1, dem, source.crs, transform, dict(source.tags()))
 
 
-def _check_units(path: str, bands: np.ndarray, s1: np.ndarray, nodata: float | None) -> None:
-    """Catch the two usual slips: reflectance as 0..1 instead of x 10,000, and backscatter linear instead of dB."""
+def check_units(path: str, bands: np.ndarray, s1: np.ndarray, nodata: float | None = None) -> None:
+    """Catch the two usual slips: reflectance as 0..1 instead of x 10,000, and backscatter linear instead of dB.
+
+    Args:
+        path: of the file, for the message.
+        bands: (15, H, W), as they were read.
+        s1: (2, H, W), not a number where there is no data.
+        nodata: the file's own value for no data.
+
+    Raises:
+        InputError: a modality is not in a chip's units.
+    """
     optical = bands[:S2_COUNT]
     if nodata is not None:
         optical = optical[optical != nodata]
