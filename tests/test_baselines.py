@@ -167,6 +167,24 @@ def test_calibration_error_is_weighted_by_pixels():
     assert calibration.calibration_error(histogram_table(probability, label)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_temperature_that_spoiled_the_probabilities_is_found_again():
+    from scipy.special import expit, logit
+
+    rng = np.random.default_rng(0)
+    honest = rng.uniform(0.02, 0.98, (400, 400))
+    label = rng.random(honest.shape) < honest
+    sure = histogram_table(expit(2.0 * logit(honest)).astype(np.float32), label)
+    found = calibration.fit_temperature(sure)
+    assert found == pytest.approx(2.0, rel=0.03)
+    assert calibration.calibration_error(sure, temperature=found) < 0.01 < calibration.calibration_error(sure)
+    curve = calibration.reliability(sure, temperature=found)
+    assert curve["pixels"].sum() == label.size
+    with pytest.raises(InputError, match="no lake"):
+        calibration.fit_temperature(histogram_table(honest.astype(np.float32), np.zeros_like(label)))
+    with pytest.raises(ConfigError, match="temperature"):
+        calibration.reliability(sure, temperature=0)
+
+
 def test_reliability_agrees_with_sklearn():
     from sklearn.calibration import calibration_curve
 

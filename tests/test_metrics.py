@@ -240,9 +240,11 @@ def test_paired_comparison_is_narrower_and_signed():
 def test_regions_partition_the_chips(pixels):
     regions = ["a"] * 6 + ["b"] * 6
     table = table_of(*pixels, regions=regions)
-    found = bootstrap.per_region(table)
+    found = bootstrap.estimate_by(table, "region")
     assert list(found) == ["a", "b"] and [e.n for e in found.values()] == [6, 6]
     assert found["b"].value == metrics.score(table[table["region"] == "b"])
+    table["year"] = [2017] * 4 + [2021] * 8
+    assert {year: e.n for year, e in bootstrap.estimate_by(table, "year").items()} == {"2017": 4, "2021": 8}
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,7 +10,7 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
 from cryosentinel.evaluation import plots  # noqa: E402
-from cryosentinel.evaluation.bootstrap import Estimate, per_region  # noqa: E402
+from cryosentinel.evaluation.bootstrap import Estimate, estimate_by  # noqa: E402
 from cryosentinel.evaluation.metrics import sweep  # noqa: E402
 from cryosentinel.evaluation.scores import BINS  # noqa: E402
 
@@ -52,7 +52,7 @@ def test_the_sweep_draws_the_curve_and_the_published_points():
 def test_regions_distribution_and_reliability_also_without_lakes(lake):
     one = table(lake)
     for figure in (
-        plots.region_bars({"label": per_region(one)}, "simulated"),
+        plots.region_bars({"label": estimate_by(one, "region")}, "simulated"),
         plots.chip_iou_distribution({"label": one}, 0.5, "simulated"),
         plots.reliability({"label": one}, "simulated"),
         plots.threshold_sweep({"label": sweep(one)}, "simulated"),
@@ -61,7 +61,7 @@ def test_regions_distribution_and_reliability_also_without_lakes(lake):
 
 
 def test_regions_mark_published_figures_only_where_there_are_any():
-    figure = plots.region_bars({"label": per_region(table())}, "simulated")
+    figure = plots.region_bars({"label": estimate_by(table(), "region")}, "simulated")
     assert "ile_alatau (n = 3)" in texts(figure)
     (points,) = (line for line in figure.axes[0].lines if line.get_marker() == "D")
     assert len(points.get_xdata()) == 1  # none for the Karakoram's test split

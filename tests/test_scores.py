@@ -100,7 +100,7 @@ def test_round_trip_and_attributes(tmp_path):
     write_scores(tmp_path / "t.parquet", table, {"digest": "abc", "flips": 4})
     back = read_scores(tmp_path / "t.parquet")
     assert tuple(back.columns) == scores.COLUMNS
-    assert back.attrs == {"bins": BINS, "digest": "abc", "flips": 4}
+    assert back.attrs == {"version": 1, "bins": BINS, "digest": "abc", "flips": 4}
     for name in ("lake", "background"):
         np.testing.assert_array_equal(np.stack(back[name]), np.stack(table[name]))
     plain = ["chip_id", "region", "year", "lat", "lon", "block", "n_valid"]
@@ -118,13 +118,20 @@ def test_a_plain_list_column_is_read_too(tmp_path):
     np.testing.assert_array_equal(np.stack(read_scores(tmp_path / "t.parquet")["lake"]), np.stack(table["lake"]))
 
 
-@pytest.mark.parametrize("harm", ["missing", "truncated", "text", "columns", "short", "sum", "negative"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "truncated", "text", "columns", "short", "sum", "negative", "twice", "version"]
+)
 def test_damaged_tables_are_refused_in_one_sentence(tmp_path, harm: str):
     path = tmp_path / "t.parquet"
     table, *_ = make_table()
     if harm == "sum":
         table["n_valid"] += 1
+    if harm == "twice":
+        table = pd.concat([table, table.iloc[[0]]], ignore_index=True)
     write_scores(path, table)
+    if harm == "version":
+        arrow = pq.read_table(path)
+        pq.write_table(arrow.replace_schema_metadata({scores._METADATA: b'{"version": 2}'}), path)
     if harm == "missing":
         path.unlink()
     elif harm == "truncated":

@@ -69,16 +69,16 @@ def _block_sums(codes: np.ndarray, blocks: int, *columns: np.ndarray) -> np.ndar
     return np.stack([np.bincount(codes, weights=column, minlength=blocks) for column in columns], axis=1)
 
 
-def _blocks(table: pd.DataFrame) -> tuple[np.ndarray, int, int]:
-    names, codes = np.unique(table["block"].to_numpy(dtype=str), return_inverse=True)
-    lake = histograms(table)[0].sum(axis=1)
-    bearing = np.bincount(codes, weights=lake, minlength=len(names)) > 0
-    return codes, len(names), int(bearing.sum())
+def _blocks(names: np.ndarray, lake: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Block of each chip as a number, how many blocks there are, and how many hold lake (pixels above 0)."""
+    known, codes = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    bearing = np.bincount(codes, weights=lake, minlength=len(known)) > 0
+    return codes, len(known), int(bearing.sum())
 
 
 def _reason(value: float, bearing: int, blocks: int) -> str:
     if not math.isfinite(value):
-        return "the score is not defined: no chip has what it divides by (no lake, or nothing predicted)"
+        return "the score is not defined: nothing is there that it divides by (no lake, or nothing predicted)"
     if bearing < MIN_LAKE_BLOCKS:
         return f"{bearing} of {blocks} split blocks hold lake, {MIN_LAKE_BLOCKS} are needed"
     return ""
@@ -90,20 +90,21 @@ def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def estimate(
-    table: pd.DataFrame,
-    metric: str = "iou",
-    threshold: float = 0.5,
+def ratio_of_sums(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    blocks: np.ndarray,
+    lake: np.ndarray,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Estimate:
-    """A score with its block-bootstrap percentile interval.
+    """``numerator.sum() / denominator.sum()`` with its block-bootstrap percentile interval.
 
     Args:
-        table: score table.
-        metric: one of :data:`cryosentinel.evaluation.metrics.METRICS`.
-        threshold: a multiple of 1/200.
+        numerator, denominator: (N,) of each chip, or of each lake.
+        blocks: (N,) of strings, the split block that each lies in.
+        lake: (N,) above 0 where there is lake.
         level: of the interval.
         resamples: how many.
         seed: of the resamples.
@@ -111,16 +112,28 @@ def estimate(
     Returns:
         Without an interval (and with the reason) when fewer than :data:`MIN_LAKE_BLOCKS` blocks hold lake.
     """
-    numerator, denominator = parts(table, metric, threshold)
-    codes, blocks, bearing = _blocks(table)
+    codes, count, bearing = _blocks(blocks, lake)
     value = numerator.sum() / denominator.sum() if denominator.sum() else math.nan
-    reason = _reason(value, bearing, blocks)
+    reason = _reason(value, bearing, count)
     low = high = None
     if not reason:
-        totals = multiplicities(blocks, resamples, seed) @ _block_sums(codes, blocks, numerator, denominator)
+        totals = multiplicities(count, resamples, seed) @ _block_sums(codes, count, numerator, denominator)
         with np.errstate(invalid="ignore", divide="ignore"):
             low, high = _percentiles(totals[:, 0] / totals[:, 1], level)
-    return Estimate(float(value), low, high, len(table), blocks, bearing, reason)
+    return Estimate(float(value), low, high, len(numerator), count, bearing, reason)
+
+
+def estimate(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5, **options: Any) -> Estimate:
+    """A score with its interval.
+
+    Args:
+        table: score table.
+        metric: one of :data:`cryosentinel.evaluation.metrics.METRICS`.
+        threshold: a multiple of 1/200.
+        options: level, resamples and seed of :func:`ratio_of_sums`.
+    """
+    lake = histograms(table)[0].sum(axis=1)
+    return ratio_of_sums(*parts(table, metric, threshold), table["block"].to_numpy(), lake, **options)
 
 
 def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +166,7 @@ def difference(
         a, b: score tables of the same chips, in any order.
         metric: one of :data:`cryosentinel.evaluation.metrics.METRICS`.
         threshold_a, threshold_b: of each side; ``threshold_b`` defaults to ``threshold_a``.
-        level, resamples, seed: as for :func:`estimate`.
+        level, resamples, seed: as for :func:`ratio_of_sums`.
 
     Returns:
         Positive where ``b`` is better.
@@ -163,7 +176,7 @@ def difference(
     """
     b = _aligned(a, b)
     sides = [*parts(a, metric, threshold_a), *parts(b, metric, threshold_a if threshold_b is None else threshold_b)]
-    codes, blocks, bearing = _blocks(a)
+    codes, blocks, bearing = _blocks(a["block"].to_numpy(), histograms(a)[0].sum(axis=1))
     sums = [side.sum() for side in sides]
     value = sums[2] / sums[3] - sums[0] / sums[1] if sums[1] and sums[3] else math.nan
     reason = _reason(value, bearing, blocks)
@@ -177,9 +190,17 @@ def difference(
     return Estimate(float(value), low, high, len(a), blocks, bearing, reason, above)
 
 
-def per_region(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5, **options: Any) -> dict[str, Estimate]:
-    """The estimate of each region, in alphabetical order; ``options`` as for :func:`estimate`."""
+def estimate_by(
+    table: pd.DataFrame, column: str, metric: str = "iou", threshold: float = 0.5, **options: Any
+) -> dict[str, Estimate]:
+    """The estimate of each region or year, in their order.
+
+    Args:
+        table: score table.
+        column: "region" or "year".
+        metric, threshold, options: as for :func:`estimate`.
+    """
     return {
-        str(region): estimate(group.reset_index(drop=True), metric, threshold, **options)
-        for region, group in sorted(table.groupby("region"), key=lambda pair: str(pair[0]))
+        str(name): estimate(group.reset_index(drop=True), metric, threshold, **options)
+        for name, group in table.groupby(column, sort=True)
     }

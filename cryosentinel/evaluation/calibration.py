@@ -1,4 +1,4 @@
-"""Are the probabilities frequencies? The reliability curve, from the score histograms."""
+"""Are the probabilities frequencies? Reliability, its expected error, and a temperature, from the score histograms."""
 
 from __future__ import annotations
 
@@ -7,48 +7,91 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cryosentinel.errors import ConfigError
+from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.scores import BINS, histograms
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_MIDDLES = (np.arange(BINS) + 0.5) / BINS
 
-def reliability(table: pd.DataFrame, groups: int = 20) -> pd.DataFrame:
+
+def _tempered(temperature: float) -> np.ndarray:
+    """The middles of the bins after their logits were divided by a temperature: (200,)."""
+    from scipy.special import expit, logit
+
+    return _MIDDLES if temperature == 1 else expit(logit(_MIDDLES) / temperature)
+
+
+def reliability(table: pd.DataFrame, groups: int = 20, temperature: float = 1.0) -> pd.DataFrame:
     """Observed lake share by predicted probability.
 
     Args:
         table: score table.
         groups: equally wide classes of probability; a divisor of 200.
+        temperature: by which the logits are divided first, see :func:`fit_temperature`.
 
     Returns:
         One row a class: low, high, predicted (mean of the 200 bins' middles, so within 0.0025), observed (lake share,
         NaN where empty), pixels.
 
     Raises:
-        ConfigError: ``groups`` does not divide 200.
+        ConfigError: ``groups`` does not divide 200, or the temperature is not above 0.
     """
     import pandas as pd
 
     if groups < 1 or BINS % groups:
         raise ConfigError(f"The number of classes is {groups}; it must divide {BINS} (10, 20, 40, ...).")
+    if not temperature > 0:
+        raise ConfigError(f"The temperature is {temperature}; it must be above 0.")
     lake, background = (h.sum(axis=0) for h in histograms(table))
-    both, middles = lake + background, (np.arange(BINS) + 0.5) / BINS
-    shape = (groups, BINS // groups)
-    pixels = both.reshape(shape).sum(axis=1)
+    probability = _tempered(temperature)
+    at = np.minimum((probability * groups).astype(int), groups - 1)
+    both = lake + background
+    pixels, hits, total = (np.bincount(at, weights=w, minlength=groups) for w in (both, lake, both * probability))
     with np.errstate(invalid="ignore"):
-        predicted = (both * middles).reshape(shape).sum(axis=1) / pixels
-        observed = lake.reshape(shape).sum(axis=1) / pixels
+        predicted, observed = total / pixels, hits / pixels
     edges = np.arange(groups + 1) / groups
     return pd.DataFrame(
         {"low": edges[:-1], "high": edges[1:], "predicted": predicted, "observed": observed, "pixels": pixels}
     )
 
 
-def calibration_error(table: pd.DataFrame, groups: int = 20) -> float:
+def calibration_error(table: pd.DataFrame, groups: int = 20, temperature: float = 1.0) -> float:
     """Expected calibration error: mean |observed - predicted| over classes, weighted by pixels. NaN without pixels."""
-    curve = reliability(table, groups)
+    curve = reliability(table, groups, temperature)
     if not curve["pixels"].sum():
         return math.nan
     used = curve[curve["pixels"] > 0]
     return float(np.average((used["observed"] - used["predicted"]).abs(), weights=used["pixels"]))
+
+
+def fit_temperature(table: pd.DataFrame) -> float:
+    """The temperature that fits the probabilities best (Guo et al. 2017): logits divided by it, least log loss.
+
+    Fit it on validation, and apply it to test. It keeps the order of the probabilities, so that no threshold score
+    changes but for the name of its threshold.
+
+    Args:
+        table: score table; the bins' middles stand for their probabilities.
+
+    Returns:
+        Above 1 where the predictor is too sure of itself; within 0.05 to 20.
+
+    Raises:
+        InputError: the table holds only lake or only background (or nothing), which any temperature fits.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logit
+
+    lake, background = (h.sum(axis=0) for h in histograms(table))
+    if not (lake.any() and background.any()):
+        raise InputError("The score table holds no lake or nothing else, so no temperature can be fitted to it.")
+    logits = logit(_MIDDLES)
+
+    def log_loss(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float(lake @ np.logaddexp(0, -scaled) + background @ np.logaddexp(0, scaled))
+
+    found = minimize_scalar(log_loss, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(math.exp(found.x))

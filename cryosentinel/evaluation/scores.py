@@ -24,6 +24,7 @@ from cryosentinel.files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
+VERSION = 1  # of the table's layout; another one is refused
 BINS = 200
 #: (201,) float32, bin k is EDGES[k] <= p < EDGES[k + 1], the last bin closed.
 EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
@@ -184,7 +185,7 @@ def write_scores(path: str | os.PathLike[str], table: pd.DataFrame, about: Mappi
     for name, values in zip(("lake", "background"), histograms(table), strict=True):
         flat = pa.array(values.reshape(-1), type=pa.int32())
         arrow = arrow.append_column(name, pa.FixedSizeListArray.from_arrays(flat, BINS))
-    metadata = {"bins": BINS, **(about if about is not None else table.attrs)}
+    metadata = {**(about if about is not None else table.attrs), "version": VERSION, "bins": BINS}
     arrow = arrow.replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
     with replacing(path) as part:
         pq.write_table(arrow, part, compression="zstd")
@@ -197,7 +198,8 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
         The table; ``attrs`` holds what it was made from.
 
     Raises:
-        InputError: missing, truncated, not a score table, or histograms that do not add up to the valid pixels.
+        InputError: missing, truncated, not a score table, of another version; a chip is in it twice; or histograms that
+            do not add up to the valid pixels.
     """
     import pandas as pd
     import pyarrow as pa
@@ -216,6 +218,10 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise InputError(f"The score table {path} lacks the columns {', '.join(missing)}; {again}.")
     try:
         metadata = json.loads((arrow.schema.metadata or {}).get(_METADATA, b"{}"))
+        if (version := metadata.get("version", VERSION)) != VERSION:
+            raise InputError(
+                f"The score table {path} is of version {version}, and this program reads {VERSION}; {again}."
+            )
         table = arrow.select(list(_KEYS)).to_pandas()
         counted = np.zeros(len(table), np.int64)
         for name in ("lake", "background"):
@@ -230,6 +236,8 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
             table[name] = pd.Series(list(values), dtype=object)
         if (counted != table["n_valid"].to_numpy()).any():
             raise ValueError("the histograms do not add up to n_valid")
+        if (twice := table.duplicated(["chip_id", "region", "year"])).any():
+            raise ValueError(f"it holds the chip {table.loc[twice, 'chip_id'].iloc[0]!r} twice")
     except (ValueError, AttributeError, TypeError, pa.ArrowException) as error:
         raise InputError(f"The score table {path} is damaged ({error}); {again}.") from None
     table.attrs.update(metadata)

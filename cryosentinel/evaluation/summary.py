@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cryosentinel.evaluation.bootstrap import estimate, per_region
+from cryosentinel.evaluation.bootstrap import estimate, estimate_by
 from cryosentinel.evaluation.metrics import THRESHOLDS, best_threshold, sweep
 from cryosentinel.files import write_json
 
@@ -38,7 +38,7 @@ def region_breakdown(tables: dict[tuple[str, str], pd.DataFrame], threshold: flo
     out: dict[str, dict[str, Any]] = {}
     for (split, reference), table in sorted(tables.items()):
         tail = "" if reference == "label" else f"_{reference}"
-        for region, found in per_region(table, "iou", threshold).items():
+        for region, found in estimate_by(table, "region", "iou", threshold).items():
             row = out.setdefault(region, {"n": 0})
             if split == "test" and not tail:
                 row |= {"n": found.n, "raw": _number(found.value), "low": found.low, "high": found.high}
