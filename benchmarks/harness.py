@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cryosentinel.files import write_json
+from cryosentinel.precision import native_bfloat16
+from cryosentinel.study.machine import processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -54,28 +56,20 @@ def catalogue(folder: Path = HERE) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Where the measurement was made: processor, cores, memory, versions. Names nothing else of the machine."""
+    """Where the measurement was made: processor (and whether it computes in bfloat16), cores, memory, versions."""
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = None
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
+        "bf16": "native" if native_bfloat16("cpu") else "not native",
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def check(row: Mapping[str, Any], ids: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ def config(name: str | os.PathLike[str]) -> Path:
     raise ConfigError(f"There is no configuration file {name}; give a YAML file, or one that comes along: {known}.")
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as pages show it: from the root of the clone where it lies inside, else its name alone."""
     root, full = clone(), path.resolve()
     return full.relative_to(root).as_posix() if root is not None and full.is_relative_to(root) else path.name

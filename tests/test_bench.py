@@ -91,7 +91,7 @@ def test_the_machine_is_described_without_its_name():
 
     found = machine()
     assert {"cpu", "cores", "memory_gib", "python", "torch"} <= set(found)
-    assert found["cores"] >= 1 and found["memory_gib"] > 0.1
+    assert found["cores"] >= 1 and found["memory_gib"] > 0.1 and found["bf16"] in ("native", "not native")
     assert platform.node() not in json.dumps(found) or platform.node() == ""
 
 

@@ -319,7 +319,7 @@ def test_benchmarks_become_a_table(built, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(built, root)
     (root / "benchmarks").mkdir()
-    machine = {"cpu": "Abacus", "cores": 2, "memory_gib": 1.0, "system": "", "python": "3.11", "torch": None}
+    machine = {"cpu": "Abacus", "cores": 2, "bf16": "not native", "memory_gib": 1.0}
     row = {"id": "x_time", "what": "thing", "ours": 0.5, "peer": 2.0, "peer_name": "other", "unit": "s", "ratio": 4.0}
     rows = [{**row, "goal": "2 times", "machine": machine, "date": "2026-11-22"}]
     rows.append({**rows[0], "id": "alone", "peer": None, "peer_name": "", "ratio": None, "goal": None})
@@ -327,7 +327,8 @@ def test_benchmarks_become_a_table(built, tmp_path):
     assert "No benchmark has been run yet" in _page(built, "benchmarks")
     assert _build(root).returncode == 0
     page = re.sub(r"<[^>]+>", " ", _page(root, "benchmarks"))
-    assert re.search(r"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+2026-11-22, Abacus, 2 cores", page)
+    where = "2026-11-22, Abacus, 2 cores, bf16 not native"
+    assert re.search(rf"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+{where}", page)
     assert "None" not in page and "no peer" in page
 
 

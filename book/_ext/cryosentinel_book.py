@@ -254,11 +254,16 @@ class Benchmarks(SphinxDirective):
                     peer,
                     "" if result["ratio"] is None else _quantity(result["ratio"], "").strip(),
                     str(result["goal"] or ""),
-                    f"{result['date'][:10]}, {result['machine']['cpu']}, {result['machine']['cores']} cores",
+                    _where(result["machine"], result["date"]),
                 ]
             )
         titles = ["Id", "What", "Ours", "Peer", "Times better", "Goal", "When and where"]
         return [_table(titles, rows, ["benchmarks"])]
+
+
+def _where(machine: dict[str, Any], date: str) -> str:
+    bf16 = f", bf16 {machine['bf16']}" if "bf16" in machine else ""  # which decides what training takes
+    return f"{date[:10]}, {machine['cpu']}, {machine['cores']} cores{bf16}"
 
 
 def _quantity(value: float, unit: str) -> str:

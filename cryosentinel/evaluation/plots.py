@@ -346,19 +346,19 @@ def overview(table: pd.DataFrame, store: Store, maps: ProbabilityMaps, kind: str
         max(len(chosen), 1), len(titles), figsize=(2.6 * len(titles), 2.7 * max(len(chosen), 1)), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    shown = None
+    image = None
     for line, i in zip(axes, chosen, strict=False):
         chip = store[int(maps.rows[i])]
         masks = [chip.mask > 0, *([truth[chip.chip_id].lake > 0] if truth is not None else [])]
         line[0].imshow(composite(chip.s2))
         for ax, mask in zip(line[1:], masks, strict=False):
             ax.imshow(mask, cmap="cividis", vmin=0, vmax=1)
-        shown = line[-1].imshow(maps.probability(i), cmap="cividis", vmin=0, vmax=1)
+        image = line[-1].imshow(maps.probability(i), cmap="cividis", vmin=0, vmax=1)
         line[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}, IoU {iou[i]:.2f}", fontsize=8)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(f"{title} ({kind})" if title == "true colour" else title, fontsize=10)
-    if shown is not None:
-        figure.colorbar(shown, ax=axes[:, -1], label="probability of glacial lake", shrink=0.7)
+    if image is not None:
+        figure.colorbar(image, ax=axes[:, -1], label="probability of glacial lake", shrink=0.7)
     return figure

@@ -72,8 +72,9 @@ class Study:
         self.metrics = MetricsFile(self.out, self.kind, preset, f"notebooks/{notebook}.ipynb, preset {preset}")
 
     def __str__(self) -> str:
-        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {paths.shown(self.root)}"
-        return f"Study on {chips}; its files go to {paths.shown(self.out)}"
+        root, out = paths.display_path(self.root), paths.display_path(self.out)
+        chips = f"simulated chips, preset {self.preset}" if self.simulated else f"chips of {root}"
+        return f"Study on {chips}; its files go to {out}"
 
     @property
     def kind(self) -> str:
