@@ -128,12 +128,12 @@ def test_figures_are_written_as_asked(sources, text, expected):
     ("text", "sentence"),
     [
         ("", "empty"),
-        ("iuo", r"No figure is called 'iuo'.*nearest are iou"),
-        ("iou .3q", "neither a number format"),
-        ("iou intervall", "neither a number format"),
+        ("iuo", "'iuo'.* iou"),
+        ("iou .3q", ".3q"),
+        ("iou intervall", "intervall"),
         ("published:nothing", "published.json"),
-        ("wordless", "says that its data are 'guessed'"),
-        ("empty", "neither a value nor a reason"),
+        ("wordless", "guessed"),
+        ("empty", "reason"),
     ],
 )
 def test_a_figure_that_cannot_be_written_ends_in_a_sentence(sources, text, sentence):
@@ -150,7 +150,7 @@ def test_the_standard_run_is_named_where_its_figure_stands(sources):
     run = {"command": "make study PRESET=standard", "commit": "0123456789abcdef", "date": "2026-11-22T10:00:00"}
     sources.paths["standard"].write_text(json.dumps({**run, "metrics": {"iou": _record(0.7)}}))
     assert _text(sources, "standard:iou") == "0.700 (standard run of 2026-11-22, commit 0123456789)"
-    with pytest.raises(FigureError, match="No figure is called"):
+    with pytest.raises(FigureError, match="bare"):
         _text(sources, "standard:bare")
 
 
@@ -222,8 +222,8 @@ def test_chapters_and_pages_show_figures_with_their_tooltip(built):
     published = _page(built, "published")
     assert '<span class="metric metric-published" title="published figure; n = 666;' in published
     assert published.count("not run") == 7, "no standard run: its column says so in every row"
-    assert "The standard run has not been made yet" in _page(built, "intro")
-    assert "No record of several seeds is there yet" in _page(built, "seeds")
+    assert "make study PRESET=standard" in _page(built, "intro")
+    assert "No record" in _page(built, "seeds")
 
 
 def test_no_page_loads_anything_from_elsewhere(built):
@@ -269,7 +269,7 @@ def test_a_missing_figure_stops_the_build_with_a_sentence(tmp_path):
     page.write_text(page.read_text() + "\n\n{metric}`test_uoi@0.50`\n")
     done = _build(root)
     assert done.returncode != 0
-    assert "intro: No figure is called 'test_uoi@0.50'" in done.stdout + done.stderr
+    assert re.search(r"intro: .*test_uoi@0\.50", done.stdout + done.stderr)
 
 
 FAKE_STUDY = """
@@ -293,11 +293,11 @@ def test_missing_chapters_are_made_first_and_a_failure_is_told(tmp_path):
     (root / "cryosentinel" / "__main__.py").write_text(FAKE_STUDY)
     (root / "fail").touch()
     done = _build(root)
-    assert done.returncode != 0 and "The quick study stopped with status 3" in done.stdout + done.stderr
+    assert done.returncode != 0 and "status 3" in done.stdout + done.stderr
     (root / "fail").unlink()
     (root / "made" / "05_limitations.ipynb").rename(root / "kept.ipynb")
     done = _build(root)
-    assert "ended without the chapters chapters/05_limitations" in done.stdout + done.stderr
+    assert "chapters/05_limitations of _toc.yml" in done.stdout + done.stderr
     (root / "kept.ipynb").rename(root / "made" / "05_limitations.ipynb")
     done = _build(root)
     assert done.returncode == 0, done.stderr[-3000:]

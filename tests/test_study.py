@@ -63,6 +63,12 @@ def test_the_metrics_file_holds_named_figures_with_their_kind(tiny_study: TinySt
             assert entry["reason"], name
     assert 0 <= metrics["test_iou@0.50_tta"]["value"] <= 1
     assert metrics["parameters_encoder"]["value"] > 6_000_000  # TerraMind tiny
+    # Chapter 6: v1's product starves its first trained block, v2's does not, and the short runs show it in the weights.
+    rate, block, decoder = (
+        [metrics[f"finetune_{version}_{what}"]["value"] for version in ("v1", "v2")]
+        for what in ("lowest_learning_rate_share", "movement_first_trained_block", "movement_decoder")
+    )
+    assert rate[0] < 0.01 < rate[1] < 1 and 0 < block[0] < block[1] < decoder[1]
 
 
 def test_stages_were_announced_and_timed(tiny_study: TinyStudy) -> None:

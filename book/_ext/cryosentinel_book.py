@@ -107,6 +107,7 @@ class MetricRole(SphinxRole):
     """``{metric}`NAME [FORMAT] [interval] [n] [data]```."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The figure as a node."""
         try:
             request = Request.parse(self.text)
             figure = _figure(self.env, request.reference)
@@ -149,6 +150,7 @@ class Comparison(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {"format": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
+        """One table."""
         spec = self.options.get("format", "")
         standard = _sources(self.env).has_standard()
         rows: list[list[nodes.Node | str]] = []
@@ -176,6 +178,7 @@ class StandardRun(SphinxDirective):
     """``{standard-run}``: a sentence that names the standard run, or says that it has not been made."""
 
     def run(self) -> list[nodes.Node]:
+        """One paragraph."""
         sources = _sources(self.env)
         path = sources.paths["standard"]
         self.env.note_dependency(str(path.resolve()))
@@ -202,6 +205,7 @@ class Seeds(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
+        """One table and a paragraph."""
         path = Path(self.env.app.srcdir) / "seeds.json"
         self.env.note_dependency(str(path.resolve()))
         paragraph = nodes.paragraph()
@@ -235,6 +239,7 @@ class Benchmarks(SphinxDirective):
     """``{benchmarks}``: the table of benchmarks/results.json, or a sentence where none has been run."""
 
     def run(self) -> list[nodes.Node]:
+        """One table."""
         path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
         self.env.note_dependency(str(path.resolve()))
         if not path.is_file():

@@ -187,9 +187,14 @@ def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
     )
 
 
-def _compared(entries: Mapping[str, Mapping[str, Any]], against: str) -> list[str]:
+def _compared(entries: Mapping[str, Mapping[str, Any]], against: str) -> dict[str, tuple[Any, Any]]:
+    """Name -> the entries of its score and of the soup's lead over it, which the soup itself has not."""
     tail = "" if against == "label" else f"_{against}"
-    return [name for name in NAMES if f"compared_{name}_test_iou{tail}" in entries]
+    found = {
+        name: tuple(entries.get(f"compared_{what}_test_iou{tail}") for what in (name, f"{OWN}_minus_{name}"))
+        for name in NAMES
+    }
+    return {name: (score, lead) for name, (score, lead) in found.items() if score is not None}
 
 
 def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> pd.DataFrame:
@@ -201,16 +206,13 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
     """
     import pandas as pd
 
-    tail = "" if against == "label" else f"_{against}"
     rows = {}
-    for name in _compared(entries, against):
-        score = entries[f"compared_{name}_test_iou{tail}"]
-        gain = entries.get(f"compared_{OWN}_minus_{name}_test_iou{tail}")
+    for name, (score, lead) in _compared(entries, against).items():
         parameters = entries[f"compared_{name}_parameters"]["value"]
         variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
         rows[NAMES[name]] = {
             f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
-            "soup minus this (95 %)": "" if gain is None else f"{gain['value']:+.3f} ({_span(gain, '+.3f')})",
+            "soup minus this (95 %)": "" if lead is None else f"{lead['value']:+.3f} ({_span(lead, '+.3f')})",
             "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
             "million parameters": "none" if parameters is None else f"{parameters / 1e6:.1f}",
             "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
@@ -224,15 +226,12 @@ def _span(entry: Mapping[str, Any], form: str) -> str:
 
 def verdict(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> str:
     """Who is ahead of the study's soup, who behind, and from whom it cannot be told, by the intervals."""
-    tail = "" if against == "label" else f"_{against}"
     groups: dict[str, list[str]] = {"ahead of the soup": [], "behind it": [], "not told apart from it": []}
-    for name in _compared(entries, against):
-        if name == OWN:
-            continue
-        gain = entries[f"compared_{OWN}_minus_{name}_test_iou{tail}"]
-        known = gain["low"] is not None and (gain["low"] > 0 or gain["high"] < 0)
-        where = "not told apart from it" if not known else "behind it" if gain["value"] > 0 else "ahead of the soup"
-        groups[where].append(NAMES[name])
+    for name, (_, lead) in _compared(entries, against).items():
+        if lead is not None:
+            known = lead["low"] is not None and (lead["low"] > 0 or lead["high"] < 0)
+            where = "not told apart from it" if not known else "behind it" if lead["value"] > 0 else "ahead of the soup"
+            groups[where].append(NAMES[name])
     return "\n".join(f"{where}: {'; '.join(names) or 'none'}" for where, names in groups.items())
 
 
@@ -248,8 +247,7 @@ def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "tr
 
     from cryosentinel.evaluation.plots import COLOURS
 
-    tail = "" if against == "label" else f"_{against}"
-    scores = {name: entries[f"compared_{name}_test_iou{tail}"] for name in _compared(entries, against)}
+    scores = {name: score for name, (score, _) in _compared(entries, against).items()}
     names = sorted(scores, key=lambda name: scores[name]["value"])
     height = 1.2 + 0.36 * len(names)
     figure, (left, right) = plt.subplots(
