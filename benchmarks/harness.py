@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -160,3 +161,13 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[
             task()
             seconds[name].append(time.perf_counter() - begun)
     return seconds
+
+
+def peak_resident_gib() -> float:
+    """Largest resident set that this program has had, in GiB."""
+    try:  # Linux hands ru_maxrss down from the program that started this one; VmHWM is this one's own
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**30 if sys.platform == "darwin" else 2**20)

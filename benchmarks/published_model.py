@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from cryosentinel.models.segmenter import Segmenter
     from cryosentinel.training.config import RunConfig
     from cryosentinel.training.task import SegmentationTask
 
@@ -74,38 +73,6 @@ def synthetic_batch(count: int, size: int, device: torch.device | str = "cpu") -
         lakes.append(((yy - y) ** 2 + (xx - x) ** 2 < radius**2).float())
     batch |= {"label": torch.stack(lakes), "valid": valid, "row": torch.arange(count)}
     return {name: value.to(device) for name, value in batch.items()}
-
-
-def count_operations(run: RunConfig, size: int) -> int:
-    """Floating-point operations of one pass of one chip, counted on tensors without content."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from cryosentinel.models.segmenter import build_segmenter
-    from cryosentinel.sensors import PUBLISHED_STATISTICS
-
-    batch = synthetic_batch(1, size, "meta")
-    with torch.device("meta"):
-        model = build_segmenter(run.model, PUBLISHED_STATISTICS).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(batch)
-    return counter.get_total_flops()
-
-
-def settle(model: Segmenter, batch: dict[str, torch.Tensor]) -> None:
-    """Give the batch norms the statistics of a batch, as training would.
-
-    With those that they are built with, random logits differ so little from pixel to pixel that rounding hides it.
-    """
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the mean over what was seen: this batch alone
-    model.train()
-    with torch.no_grad():
-        model(batch)
-    model.eval()
 
 
 class Training:

@@ -1,32 +1,19 @@
-"""The benchmark harness: what it refuses, what it keeps, that it measures in turns; the GPU script on a CPU."""
+"""The benchmark harness: what it refuses, what it keeps, that it measures in turns; the steps of the large model."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
-from docutils import nodes
 
-from benchmarks import gpu, harness, large_step
-from benchmarks import gpu_record as gpu_record_module
-from benchmarks.accelerator import Device, largest_batch
-from benchmarks.gpu_record import refuse_to_replace
+from benchmarks import harness, large_step
 from benchmarks.harness import BenchmarkError, catalogue, check, interleaved, line, machine, merge, run
 from benchmarks.published_model import CONFIG, Training, published_run
-from cryosentinel.files import write_json
 from cryosentinel.precision import choose
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "book" / "_ext")]
-
-from cryosentinel_gpu import gpu_nodes  # noqa: E402
 
 ROW = {"id": "a", "what": "w", "ours": 1.0, "peer": 3.0, "peer_name": "p", "unit": "s", "ratio": 3.0, "goal": "2 times"}
 
@@ -127,148 +114,11 @@ def test_committed_results_are_well_formed():
 SMALL = {"architecture": "smp_unet", "encoder_name": "resnet18"}
 
 
-def _memory_for(limit: int, tried: list[int]):
-    """A step that fits up to ``limit`` chips."""
-
-    def step(count: int) -> None:
-        tried.append(count)
-        if count > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-    return step
-
-
-@pytest.mark.parametrize("fits", [2, 3, 7, 8, 9, 16, 37, 63, 64, 500])
-def test_the_largest_batch_is_found_by_doubling_and_bisection(fits):
-    tried: list[int] = []
-    released: list[None] = []
-    found = largest_batch(_memory_for(fits, tried), start=8, limit=64, release=lambda: released.append(None))
-    assert found == min(fits, 64)
-    assert len(released) == len(tried) == len(set(tried)) <= 10, "nothing is tried twice, and memory is given back"
-    assert all(2 <= count <= 64 for count in tried)
-
-
-def test_the_search_for_the_largest_batch_gives_up_and_lets_other_errors_through():
-    with pytest.raises(BenchmarkError, match="Not even a batch of 2"):
-        largest_batch(_memory_for(1, []), start=8, limit=64, release=lambda: None)
-
-    def broken(count: int) -> None:
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        largest_batch(broken, start=8, limit=64, release=lambda: None)
-
-
-@pytest.fixture(scope="module")
-def gpu_record(tmp_path_factory):
-    """The GPU script on the CPU, on networks that build in no time, and how many rows the file held at each writing."""
-    out = tmp_path_factory.mktemp("gpu") / "gpu_results.json"
-    plan = replace(gpu.PLANS["cpu"].quick(), model=SMALL, size=128, batches=(2, 1), sides=(128,))
-    larger = {"architecture": "smp_unet", "encoder_name": "resnet34"}
-    held: list[tuple[int, bool]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "published_run", lambda model=None: published_run(model or larger))
-        patch.setattr(gpu_record_module, "write_json", lambda path, record: held.append(_written(path, record)))
-        assert gpu.Measurement(plan, Device("cpu"), out).measure()
-    return json.loads(out.read_text()), held
-
-
-def _written(path, record) -> tuple[int, bool]:
-    write_json(path, record)
-    return len(record["rows"]), record["complete"]
-
-
-def test_the_gpu_script_runs_on_a_cpu_and_says_so(gpu_record):
-    record, held = gpu_record
-    assert record["kind"] == "cpu" and record["device"].startswith(f"{machine()['cpu']}, ") and record["complete"]
-    assert record["model"] == "U-Net with resnet18, 128 px, random weights"
-    rows = {row["id"]: row for row in record["rows"]}
-    assert len(rows) == len(record["rows"]), "no id twice"
-    assert all(row["value"] is not None and row["value"] > 0 for row in rows.values())
-    assert {"matrix_rate", "infer_autocast_b2", "infer_weights_b2", "train_b2", "train_b2_memory"} <= set(rows)
-    assert rows["train_largest"]["value"] == 4, "a CPU's memory is not searched: the plan's limit holds"
-    assert all((row["share"] is not None) == (row["unit"] in ("ms a chip", "steps/s")) for row in rows.values())
-    # Forward and backward are about three passes; the published model's passes are counted, not run.
-    assert 2.5 < rows["training_operations"]["value"] / rows["forward_operations"]["value"] < 3.1
-    assert rows["published_operations"]["value"] > rows["forward_operations"]["value"]
-    assert rows["goal_rate"]["value"] == pytest.approx(rows["published_operations"]["value"])  # four passes in 4 ms
-    # A share is what it says: four passes in the time of a chip (GFLOP / ms is TFLOP/s), against the matrix rate.
-    row = rows["infer_autocast_b2"]
-    rate = 4 * rows["forward_operations"]["value"] / row["value"]
-    assert row["share"] == pytest.approx(rate / rows["matrix_rate"]["value"])
-    expected = [*((count, False) for count in range(1, len(rows) + 1)), (len(rows), True)]
-    assert held == expected, "every row is in the file at once, and it is complete only at the end"
-
-
-def test_a_part_that_fails_leaves_its_reason_and_the_others_run(tmp_path, monkeypatch):
-    def broken(self) -> None:
-        raise ValueError("no matrix here\nand a long story")
-
-    def other(self) -> None:
-        self.results.add("after", "what came after", 1.0, "GFLOP")
-
-    monkeypatch.setattr(gpu.Measurement, "matrix_rate", broken)
-    for name in ("operations", "inference", "training"):
-        monkeypatch.setattr(gpu.Measurement, name, other)
-    out = tmp_path / "out.json"
-    plan = replace(gpu.PLANS["cpu"].quick(), model=SMALL)
-    assert not gpu.Measurement(plan, Device("cpu"), out).measure()
-    record = json.loads(out.read_text())
-    assert [row["value"] for row in record["rows"][1:]] == [None, 1.0, 1.0, 1.0] and not record["complete"]
-    assert record["rows"][1]["reason"] == "ValueError: no matrix here"
-    assert not gpu.Measurement(replace(plan, minutes=-1), Device("cpu"), out).measure()
-    record = json.loads(out.read_text())
-    assert [row["id"] for row in record["rows"]] == ["parameters"] and not record["complete"], "the time was over"
-
-
-def test_a_cpu_run_does_not_take_the_place_of_gpu_figures(tmp_path, monkeypatch):
-    out = tmp_path / "gpu_results.json"
-    text = json.dumps({"kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "rows": []})
-    out.write_text(text)
-    monkeypatch.setattr(gpu, "Measurement", lambda *_: pytest.fail("it measures before it looks"))
-    with pytest.raises(SystemExit, match=r"holds the figures of NVIDIA H100 80GB HBM3.*give another --out"):
-        gpu.main(["--device", "cpu", "--out", str(out)])
-    assert out.read_text() == text
-    out.write_text("[]")
-    with pytest.raises(SystemExit, match="not a result of this script"):
-        gpu.main(["--device", "cpu", "--out", str(out)])
-    refuse_to_replace(tmp_path / "none.json", "cpu")
-    for old, new in (("cpu", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")):
-        out.write_text(json.dumps({"kind": old, "device": "d"}))
-        refuse_to_replace(out, new)
-
-
-def test_a_gpu_that_is_not_there_ends_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch finds no GPU here"):
-        gpu.main(["--device", "cuda"])
-
-
-def test_the_book_says_that_gpu_figures_are_missing_or_shows_them(gpu_record):
-    record, _ = gpu_record
-    (sentence,) = gpu_nodes(None)
-    assert sentence.astext().startswith("GPU figures are missing") and "python -m benchmarks.gpu" in sentence.astext()
-    said, table = gpu_nodes(record)
-    assert said.astext().startswith("GPU figures are missing") and "on the CPU" in said.astext()
-    cells = [entry.astext() for entry in table.findall(nodes.entry)]
-    assert cells[:4] == ["What", "Value", "Of the matrix rate", "Goal"]
-    assert len(cells) == 4 * (1 + len(record["rows"]))
-    row = {"id": "x", "what": "inference", "value": 3.91, "unit": "ms a chip", "goal": "at most 4 ms", "share": 0.714}
-    failed = {**row, "value": None, "unit": "", "goal": None, "share": None, "reason": "E: no"}
-    cuda = {**record, "kind": "cuda", "device": "NVIDIA H100", "complete": True, "rows": [row, failed]}
-    said, table = gpu_nodes(cuda)
-    assert said.astext().startswith("Measured on NVIDIA H100") and "missing" not in said.astext()
-    cells = [entry.astext() for entry in table.findall(nodes.entry)]
-    assert "5,104 ms a chip" in gpu_nodes({**cuda, "rows": [{**row, "value": 5104.4}]})[1].astext()
-    assert cells[4:] == ["inference", "3.91 ms a chip", "71%", "at most 4 ms", "inference", "none: E: no", "", ""]
-    assert "rows are missing" in gpu_nodes({**cuda, "complete": False})[0].astext()
-
-
 def test_published_training_steps_are_measured_and_must_move_the_network(monkeypatch):
     found = large_step.measure(SMALL)
     assert f"U-Net with resnet18), {choose('auto', 'cpu').name}, 2 chips of 224 px" in found["what"]
     assert len(found["losses"]) == 3 and found["losses"][-1] < found["losses"][0]
-    assert found["seconds"] > 0 and found["gib"] > 0.1
+    assert found["seconds"] > 0 and found["inference"] > 0 and found["gib"] > 0.1
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="noise\n" + json.dumps(found)))
     for row in large_step.run(quick=False):
         check(row, large_step.IDS)

@@ -1,21 +1,22 @@
 """The six-term loss: BCE with hard example mining, focal, Dice, Tversky, boundary and Lovász hinge.
 
 Only valid pixels count, in every term. The value is finite and differentiable on chips without water, of nothing but
-water, and without a single valid pixel.
+water, and without a single valid pixel. Conventions are those of segmentation_models_pytorch 0.6, to which the tests
+compare every term; its own losses know neither other ranks nor pixels that do not count in the sums they pool.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryosentinel.errors import ConfigError
-from cryosentinel.training import loss_terms
 from cryosentinel.training.distance import signed_distance
 
 TERMS = ("bce", "focal", "dice", "tversky", "boundary", "lovasz")
@@ -80,14 +81,16 @@ def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if _ranks() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
+def _pooled(values: Tensor) -> Tensor:
+    """Sum over all ranks; the gradient flows to this rank's part."""
+    if _ranks() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return values + (total - values.detach())
 
 
-def _gather_over_ranks(values: Tensor) -> Tensor:
+def _gathered(values: Tensor) -> Tensor:
     """Concatenate 1-D tensors of any length from all ranks."""
     if _ranks() == 1:
         return values
@@ -99,19 +102,87 @@ def _gather_over_ranks(values: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
 
 
-class _GivenGradient(torch.autograd.Function):
-    """A scalar whose derivative by the logits is already known."""
+def hardest(losses: Tensor, valid: Tensor, keep: float, minimum: int) -> Tensor:
+    """Online hard example mining: the weight of each pixel in the mean over the hardest ones.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = logits.dtype
-        return value.clone()
+    Pixels that tie at the threshold share what is left, so the mean equals that of a full sort whatever the ties.
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0]).to(ctx.dtype), None, None
+    Args:
+        losses: (B, H, W).
+        valid: bool (B, H, W).
+        keep: share of the valid pixels, of all ranks, that counts.
+        minimum: at least so many count, or all if there are fewer.
+
+    Returns:
+        weights (B, H, W) whose sum over all ranks is 1 (0 without a valid pixel).
+    """
+    pixels = _gathered(losses[valid])
+    count = min(len(pixels), max(minimum, round(keep * len(pixels))))
+    if count == len(pixels):
+        return valid.to(losses.dtype) / max(1, count)
+    threshold = pixels.topk(count, sorted=False).values.min()
+    share = (count - (pixels > threshold).sum()) / (pixels == threshold).sum()
+    weights = (losses > threshold) + (losses == threshold) * share.to(losses.dtype)
+    return weights * valid / count
+
+
+def tversky(tp: Tensor, predicted: Tensor, positives: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
+    """1 - (TP + s) / (TP + alpha FP + beta FN + s) from pooled sums; alpha = beta = 0.5 is Dice.
+
+    Zero where there is no positive pixel (as in segmentation_models_pytorch): the score says nothing there.
+
+    Args:
+        tp: sum of probability over the water pixels.
+        predicted: sum of probability.
+        positives: number of water pixels.
+        alpha: weight of false positives.
+        beta: weight of false negatives.
+        smooth: added above and below.
+    """
+    below = tp + alpha * (predicted - tp) + beta * (positives - tp) + smooth
+    return (positives > 0) * (1 - (tp + smooth) / below)
+
+
+def generalised_dice(tp: Tensor, predicted: Tensor, positives: Tensor, count: Tensor) -> Tensor:
+    """Generalised Dice (Sudre et al. 2017, arXiv:1707.03237): water and land weighted by 1 / area squared.
+
+    A class without a pixel takes the other's weight, else a weight of infinity would be all that counts.
+
+    Args:
+        tp: sum of probability over the water pixels.
+        predicted: sum of probability.
+        positives: number of water pixels.
+        count: number of pixels; the loss is zero where there is none.
+    """
+    land = count - positives
+    w1 = torch.where(positives > 0, positives, land).clamp_min(1).pow(-2)
+    w0 = torch.where(land > 0, land, positives).clamp_min(1).pow(-2)
+    tn = land - (predicted - tp)
+    below = w1 * (predicted + positives) + w0 * (2 * count - predicted - positives)
+    return (count > 0) * (1 - 2 * (w1 * tp + w0 * tn) / torch.where(count > 0, below, 1.0))
+
+
+def lovasz_hinge(logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Sum over the images of the Lovász hinge (Berman et al. 2018, arXiv:1705.08790); 0 without valid pixels.
+
+    The extension sorts the hinge errors of all pixels. A pixel whose error is not positive adds nothing and stands
+    behind all that do, so that only the erring pixels need sorting; the number of water pixels is taken from all.
+
+    Args:
+        logits: (B, H, W).
+        label: (B, H, W) in {0, 1}, 0 where not valid.
+        valid: bool (B, H, W).
+    """
+    errors = 1 - logits * (2 * label - 1)
+    total = logits.new_zeros(())
+    for error, water, counts in zip(errors, label, (errors > 0) & valid, strict=True):
+        falling, order = error[counts].sort(descending=True)
+        seen = water[counts][order].cumsum(0)
+        rank = torch.arange(1, len(seen) + 1, device=seen.device, dtype=seen.dtype)
+        positives = water.sum()
+        jaccard = 1 - (positives - seen) / (positives + rank - seen)
+        total = total + torch.dot(falling, jaccard.diff(prepend=jaccard.new_zeros(1)))
+    return total
 
 
 class SixTermLoss(nn.Module):
@@ -144,75 +215,48 @@ class SixTermLoss(nn.Module):
         if distance is None and self.config.boundary:
             maps = [torch.from_numpy(signed_distance(chip)) for chip in label.detach().cpu().numpy()]
             distance = torch.stack(maps).to(logits.device)
-        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-            total, terms, gradient = self._evaluate(logits.detach(), label, valid, distance)
-        return _GivenGradient.apply(logits, total, gradient), terms
+        with torch.autocast(logits.device.type, enabled=False):
+            terms = self._terms(logits, label, valid.bool(), distance)
+            total = sum((getattr(self.config, name) * value for name, value in terms.items()), logits.new_zeros(()))
+            total = total.detach() + _ranks() * (total - total.detach()) if _ranks() > 1 else total
+        return total, {name: value.detach() for name, value in terms.items()}
 
-    def _evaluate(
-        self, raw: Tensor, label: Tensor, valid: Tensor, distance: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _terms(self, logits: Tensor, label: Tensor, valid: Tensor, distance: Tensor | None) -> dict[str, Tensor]:
         c = self.config
-        z = raw if raw.dtype == torch.float64 else raw.float()
-        valid = valid.bool()
-        mask = valid.to(z.dtype)
+        z = logits if logits.dtype == torch.float64 else logits.float()
         z = torch.where(valid, z, 0.0)  # also takes NaN and infinity out of what does not count
         y = torch.where(valid, label.to(z.dtype), 0.0)
-        # log(1 + exp(z)); this form is vectorised on CPUs, log1p is not. Off by rounding alone (6e-8 in float32).
-        softplus = torch.relu(z).sub_(torch.sigmoid(z.abs()).log_())
-        p = torch.sigmoid(z).mul_(mask)
+        p = torch.sigmoid(z) * valid
+        count, positives, images = _pooled(torch.stack([valid.sum().to(z.dtype), y.sum(), z.new_tensor(float(len(z)))]))
+        pixels = count.clamp_min(1)
 
-        images = float(len(z))
-        scale = c.boundary_unit == "chip" and distance is not None
-        d = None if distance is None else distance.to(z.dtype) / (max(z.shape[-2:]) if scale else 1)
-        lovasz, lovasz_gradient = loss_terms.lovasz_hinge(z, y, valid) if c.lovasz else (z.new_zeros(1), None)
-        focal, focal_gradient = loss_terms.focal(softplus, z, p, y, c.focal_alpha, c.focal_gamma)
-        sums = _sum_over_ranks(
-            torch.stack(
-                [
-                    mask.sum(),
-                    y.sum(),
-                    p.sum(),
-                    torch.dot(p.flatten(), y.flatten()),
-                    torch.dot(focal.flatten(), mask.flatten()),
-                    z.new_zeros(()) if d is None else torch.dot(p.flatten(), d.flatten()),
-                    lovasz.sum(),
-                    z.new_tensor(images),
-                ]
-            )
-        )
-        count, positives, predicted, tp, focal_sum, boundary_sum, lovasz_sum, all_images = sums
-        pixels = count.clamp_min(1.0)
-
-        pos_weight = loss_terms.positive_weight(positives, count - positives, 1.0, c.pos_weight_max)
-        target = y * (1 - 2 * c.label_smoothing) + c.label_smoothing if c.label_smoothing else y
-        bce, bce_gradient = loss_terms.bce(z, softplus, p, target, pos_weight)
-        kept, kept_count = loss_terms.hardest(bce, valid, c.ohem_keep, c.ohem_min, _gather_over_ranks)
-        kept_count = kept_count.clamp_min(1.0)
-        bce_sum = _sum_over_ranks(torch.dot(bce.flatten(), kept.flatten()))
-
+        pos_weight = ((count - positives) / positives.clamp_min(1)).clamp(1, c.pos_weight_max)
+        target = y * (1 - 2 * c.label_smoothing) + c.label_smoothing
+        bce = F.binary_cross_entropy_with_logits(z, target, pos_weight=pos_weight, reduction="none")
+        with torch.no_grad():
+            kept = hardest(bce, valid, c.ohem_keep, c.ohem_min)
+        # Focal loss (Lin et al. 2017, arXiv:1708.02002): alpha_t (1 - p_t)^gamma (-log p_t)
+        cross_entropy = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+        focal = (y * (2 * c.focal_alpha - 1) + 1 - c.focal_alpha) * (p - y).abs() ** c.focal_gamma * cross_entropy
+        scale = 1 if distance is None or c.boundary_unit == "pixel" else max(z.shape[-2:])
+        sums = [
+            torch.dot(bce.flatten(), kept.flatten()),
+            torch.dot(focal.flatten(), valid.flatten().to(z.dtype)),
+            z.new_zeros(()) if distance is None else torch.dot(p.flatten(), distance.flatten().to(z.dtype) / scale),
+            lovasz_hinge(z, y, valid) if c.lovasz else z.new_zeros(()),
+            p.sum(),
+            torch.dot(p.flatten(), y.flatten()),
+        ]
+        bce_mean, focal_sum, boundary_sum, lovasz_sum, predicted, tp = _pooled(torch.stack(sums))
         if c.dice_form == "flat":
-            dice, dice_a, dice_b = loss_terms.tversky(tp, predicted, positives, 0.5, 0.5, c.smooth)
+            dice = tversky(tp, predicted, positives, 0.5, 0.5, c.smooth)
         else:
-            dice, dice_a, dice_b = loss_terms.generalised_dice(tp, predicted, positives, count)
-        tversky, tversky_a, tversky_b = loss_terms.tversky(
-            tp, predicted, positives, c.tversky_alpha, c.tversky_beta, c.smooth
-        )
-        terms = {
-            "bce": bce_sum / kept_count,
+            dice = generalised_dice(tp, predicted, positives, count)
+        return {
+            "bce": bce_mean,
             "focal": focal_sum / pixels,
             "dice": dice,
-            "tversky": tversky,
+            "tversky": tversky(tp, predicted, positives, c.tversky_alpha, c.tversky_beta, c.smooth),
             "boundary": boundary_sum / pixels,
-            "lovasz": lovasz_sum / all_images,
+            "lovasz": lovasz_sum / images,
         }
-        # Dice, Tversky and boundary act through the probability, and all three are linear in the label.
-        by_probability = y * (c.dice * dice_b + c.tversky * tversky_b) + (c.dice * dice_a + c.tversky * tversky_a)
-        if d is not None:
-            by_probability.addcmul_(d, c.boundary / pixels)
-        gradient = by_probability.mul_(p).mul_(1 - p)
-        gradient.addcmul_(bce_gradient.mul_(kept), c.bce / kept_count)
-        gradient.addcmul_(focal_gradient.mul_(mask), c.focal / pixels)
-        if lovasz_gradient is not None:
-            gradient.addcmul_(lovasz_gradient, c.lovasz / all_images)
-        total = sum((getattr(c, name) * terms[name] for name in TERMS), start=z.new_zeros(()))
-        return total, terms, gradient.mul_(_ranks())
