@@ -1,0 +1,86 @@
+"""Scores from saved tables alone: every figure equals the pure function's, and unusable tables are named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.evaluation import bootstrap, calibration, metrics
+from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
+from cryosentinel.evaluation.scores import BINS, write_scores
+
+
+def make_table(seed: int, blocks: int = 30, sure: float = 1.0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    lake = rng.multinomial(400, rng.dirichlet(np.linspace(0.1, 2, BINS) ** sure), blocks)
+    background = rng.multinomial(4000, rng.dirichlet(np.linspace(2, 0.1, BINS) ** sure), blocks)
+    return pd.DataFrame(
+        {"chip_id": [f"c{i}" for i in range(blocks)], "region": ["a", "b"] * (blocks // 2), "year": [2021, 2022, 2022] *
+         (blocks // 3), "lat": 43.0, "lon": 77.0, "block": [f"0|{i}" for i in range(blocks)],
+         "n_valid": lake.sum(1) + background.sum(1), "lake": list(lake), "background": list(background)}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, seed in (("soup", 0), ("tiny", 1)):
+        write_scores(tmp_path / name / "per_chip_test.parquet", make_table(seed), {"digest": name})
+        write_scores(tmp_path / name / "per_chip_val.parquet", make_table(seed + 5))
+    return tmp_path
+
+
+def test_every_figure_is_the_pure_functions(folder, tmp_path):
+    tables = read_named([folder / name / "per_chip_test.parquet" for name in ("soup", "tiny")])
+    assert list(tables) == ["soup/per_chip_test.parquet", "tiny/per_chip_test.parquet"]
+    val = read_named([folder / "soup" / "per_chip_val.parquet"])["per_chip_val.parquet"]
+    soup, tiny = score_tables(tables, validation=val).values()
+    one, other = tables.values()
+    best = metrics.best_threshold(val)
+    assert soup.threshold == tiny.threshold == best and soup.gain is None
+    assert soup.scores["f1"] == bootstrap.estimate(one, "f1", best) and soup.scores["f1"].low is not None
+    assert tiny.gain == bootstrap.difference(one, other, "iou", best)
+    assert soup.regions["a"].value == metrics.score(one[one["region"] == "a"], "iou", best)
+    assert soup.years["2022"].n == 20 and "20 are needed" in soup.regions["a"].reason
+    pd.testing.assert_frame_equal(soup.sweep, metrics.sweep(one, metrics.ALL_THRESHOLDS))
+    heat = calibration.fit_temperature(val)
+    assert soup.calibration["temperature"] == heat
+    assert soup.calibration["error_tempered"] == calibration.calibration_error(one, temperature=heat)
+    write_report(tmp_path / "out", {"soup": soup, "tiny": tiny})
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written["tiny"]["gain"]["low"] == tiny.gain.low and written["soup"]["made_from"]["digest"] == "soup"
+    assert len(pd.read_csv(tmp_path / "out" / "sweep.csv")) == 2 * 199
+    chips = pd.read_csv(tmp_path / "out" / "chips.csv")
+    np.testing.assert_allclose(chips.loc[chips["table"] == "soup", "iou"], metrics.chip_iou(one, best))
+    text = as_text({"soup": soup, "tiny": tiny})
+    assert "20 are needed" in text and f"{tiny.gain.value:+.4f}" in text
+
+
+def test_without_a_validation_table_the_threshold_is_a_half_and_none_is_rounded(folder):
+    tables = read_named([folder / "soup" / "per_chip_test.parquet"])
+    (found,) = score_tables(tables).values()
+    assert found.threshold == 0.5 and set(found.calibration) == {"error"}
+    with pytest.raises(ConfigError, match=r"0\.503"):
+        score_tables(tables, 0.503)
+
+
+def test_what_cannot_be_scored_is_said(folder, tmp_path):
+    path = folder / "soup" / "per_chip_test.parquet"
+    with pytest.raises(ConfigError, match="once"):
+        read_named([path, path])
+    invalid = make_table(0).assign(n_valid=0)
+    invalid["lake"] = invalid["background"] = [np.zeros(BINS, int)] * len(invalid)
+    write_scores(tmp_path / "empty.parquet", invalid)
+    with pytest.raises(InputError, match=r"empty\.parquet .*valid pixel"):
+        read_named([tmp_path / "empty.parquet"])
+    dry = make_table(0)
+    dry["n_valid"], dry["lake"] = 4000, [np.zeros(BINS, int)] * len(dry)
+    (found,) = score_tables({"dry": dry}).values()
+    assert np.isnan(found.scores["recall"].value) and "no lake" in as_text({"dry": found})
+    with pytest.raises(InputError, match="no lake"):
+        score_tables({"dry": dry}, validation=dry)
+    with pytest.raises(InputError, match="same chips"):
+        score_tables({"a": make_table(0), "b": make_table(0, 24)})
