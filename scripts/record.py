@@ -26,7 +26,7 @@ def _made(path: Path, command: str, commit: str) -> dict[str, Any]:
 
 
 def standard_record(study: Path, commit: str) -> dict[str, Any]:
-    """The record of a standard run: command, commit, date, metrics, and the seconds of its stages.
+    """The record of a standard run: command, commit, date, machine, metrics, and the seconds of its stages.
 
     Args:
         study: folder with metrics.json and timings.json.
@@ -44,7 +44,8 @@ def standard_record(study: Path, commit: str) -> dict[str, Any]:
     if "compared_soup_test_iou" not in metrics:
         raise InputError(f"{study} holds no comparison with other networks; run {STANDARD} first.")
     seconds = {name: stage["seconds"] for name, stage in timings.items()}
-    return {**_made(study / "metrics.json", STANDARD, commit), "seconds": seconds, "metrics": metrics}
+    machines = {"machine": "; ".join(sorted({stage["machine"] for stage in timings.values()}))}
+    return {**_made(study / "metrics.json", STANDARD, commit), **machines, "seconds": seconds, "metrics": metrics}
 
 
 def seeds_record(study: Path, commit: str) -> dict[str, Any]:

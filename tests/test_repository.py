@@ -382,14 +382,15 @@ def test_standard_record_takes_only_a_standard_run(tmp_path):
 
     metrics = {"a": {"value": 1}, "compared_soup_test_iou": {"value": 0.5}}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "standard", "date": "2026-01-01"}}')
+    stage = {"seconds": 5.0, "preset": "standard", "date": "2026-01-01", "machine": "Abacus, 2 cores"}
+    (tmp_path / "timings.json").write_text(json.dumps({"fit": stage, "soup": stage}))
     made = record.standard_record(tmp_path, "abc")
-    assert made["metrics"] == metrics and made["seconds"] == {"fit": 5.0} and made["commit"] == "abc"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
+    assert made["metrics"] == metrics and made["seconds"] == {"fit": 5.0, "soup": 5.0} and made["commit"] == "abc"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"]) and made["machine"] == "Abacus, 2 cores"
     (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')
     with pytest.raises(InputError, match="networks"):
         record.standard_record(tmp_path, "abc")
-    (tmp_path / "timings.json").write_text('{"fit": {"seconds": 5.0, "preset": "quick", "date": "2026-01-01"}}')
+    (tmp_path / "timings.json").write_text(json.dumps({"fit": {**stage, "preset": "quick"}}))
     with pytest.raises(InputError, match="quick"):
         record.standard_record(tmp_path, "abc")
 
