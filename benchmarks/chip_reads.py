@@ -69,6 +69,7 @@ def write_all(folder: Path, chips: list[Chip]) -> None:
 
 
 def our_reader(folder: Path) -> Read:
+    """Chips as tensors from the store."""
     from cryosentinel.data.dataset import ChipDataset, ChipStore
 
     return ChipDataset(ChipStore(folder / "chips")).__getitem__

@@ -137,28 +137,15 @@ class ChipStore:
         """
         index = self.index
         place = index.assign(lat=index["lat"].round(PLACE_DIGITS), lon=index["lon"].round(PLACE_DIGITS))
-        tables = []
-        by_place: np.ndarray = np.zeros(0, dtype=np.int64)
-        for kind, keys in (("place", ["lat", "lon", "year"]), ("chip_id", ["chip_id"])):
-            usable = place.dropna(subset=keys)
-            first = usable.groupby(keys, sort=False)["row"].transform(lambda rows: rows.index[0]).astype(np.int64)
-            repeated = first[first.index != first]
-            if kind == "chip_id":
-                repeated = repeated[~repeated.index.isin(by_place)]
-            by_place = repeated.index.to_numpy()
-            at = repeated.index
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "position": at,
-                        "kind": kind,
-                        **{name: index.loc[at, name].to_numpy() for name in ("chip_id", "region", "year")},
-                        "first": repeated.to_numpy(),
-                        "first_region": index.loc[repeated.to_numpy(), "region"].to_numpy(),
-                    }
-                )
-            )
-        return pd.concat(tables, ignore_index=True)
+        position = np.arange(len(index))
+        found = pd.DataFrame({"position": position, "kind": "", "first": position})
+        for kind, keys in (("chip_id", ["chip_id"]), ("place", ["lat", "lon", "year"])):  # a place outweighs a name
+            first = place.assign(at=position).dropna(subset=keys).groupby(keys, sort=False)["at"].transform("first")
+            repeated = first.index[first != first.index]
+            found.loc[repeated, "kind"], found.loc[repeated, "first"] = kind, first[repeated]
+        found = found[found["kind"] != ""].sort_values(["kind", "position"], ascending=[False, True], ignore_index=True)
+        columns = {name: index[name].to_numpy()[found["position"]] for name in ("chip_id", "region", "year")}
+        return found.assign(**columns, first_region=index["region"].to_numpy()[found["first"]])
 
     def _one_size(self, names: list[str]) -> tuple[int, int]:
         sizes = [np.load(path, mmap_mode="r").dtype["mask"].shape for path in self.paths]
@@ -171,28 +158,21 @@ class ChipStore:
         return sizes[0]
 
     def _say_what_is_amiss(self) -> None:
-        index = self.index
+        index, stated = self.index, self.index["stated_water_frac"]
         nowhere = index["lat"].isna() | index["lon"].isna()
-        if nowhere.any():
-            warnings.warn(
-                f"{int(nowhere.sum())} of {len(index)} chips of {self.root} have no lat and lon "
-                f"({index.loc[nowhere, 'shard'].nunique()} shards); they are read, but belong to no split.",
-                stacklevel=3,
-            )
-        stated = index["stated_water_frac"].to_numpy()
-        if np.isnan(stated).any():
-            warnings.warn(
-                f"{int(np.isnan(stated).sum())} of {len(index)} chips of {self.root} state no water_frac; it is "
-                "counted from their masks.",
-                stacklevel=3,
-            )
-        wrong = np.abs(stated - index["water_frac"].to_numpy()) > WATER_TOLERANCE
-        if wrong.any():
-            warnings.warn(
-                f"{int(wrong.sum())} of {len(index)} chips of {self.root} state a water_frac that their masks do not "
-                f"have (the first is {index.loc[wrong, 'chip_id'].iloc[0]!r}); the masks' own is used.",
-                stacklevel=3,
-            )
+        wrong = (stated - index["water_frac"]).abs() > WATER_TOLERANCE
+        for chips, what in (
+            (nowhere, "have no lat and lon ({shards} shards); they are read, but belong to no split."),
+            (stated.isna(), "state no water_frac; it is counted from their masks."),
+            (
+                wrong,
+                "state a water_frac that their masks do not have (first {first!r}); the masks' own is used.",
+            ),
+        ):
+            if chips.any():
+                about = {"shards": index.loc[chips, "shard"].nunique(), "first": index.loc[chips, "chip_id"].iloc[0]}
+                text = f"{int(chips.sum())} of {len(index)} chips of {self.root} {what.format(**about)}"
+                warnings.warn(text, stacklevel=3)
 
 
 def find_shards(

@@ -41,6 +41,7 @@ class IndexPredictor:
         self.settings: dict[str, Any] = {"index": name}
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """See :class:`cryosentinel.evaluation.predictors.Predictor`."""
         index = self._index(batch["S2L2A"].numpy())
         # Clipped: float32 rounding may leave 0..1 by one unit in the last place.
         return np.clip((index + 1) / 2, 0, 1)
@@ -137,6 +138,7 @@ class PixelClassifier:
         return self._model
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """See :class:`cryosentinel.evaluation.predictors.Predictor`."""
         arrays = [batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")]
         shape = arrays[0].shape[:1] + arrays[0].shape[2:]
         probability = self.fit().predict_proba(pixel_features(*arrays))[:, 1]

@@ -36,13 +36,17 @@ class Store(Protocol):
 
     index: pd.DataFrame
 
-    def __getitem__(self, row: int) -> Chip: ...
+    def __getitem__(self, row: int) -> Chip:
+        """The chip at a position of the index."""
+        ...
 
 
 class Reference(Protocol):
     """From a chip to its reference mask: (H, W), lake where non-zero."""
 
-    def __call__(self, chip: Chip, /) -> np.ndarray: ...
+    def __call__(self, chip: Chip, /) -> np.ndarray:
+        """(H, W), lake where non-zero."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class ModelPredictor:
         self.settings: dict[str, Any] = {"flips": flips, "precision": self.precision.name}
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """See :class:`Predictor`."""
         import torch
 
         from cryosentinel.models.tta import flip_logits
