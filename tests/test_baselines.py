@@ -60,7 +60,7 @@ def test_indices_become_probabilities_without_losing_a_threshold():
         found = IndexPredictor(name)({"S2L2A": torch.from_numpy(s2)})
         assert found.min() >= 0 and found.max() <= 1 and found.dtype == np.float32
         np.testing.assert_allclose(found, (function(s2) + 1) / 2, atol=1e-6)
-    with pytest.raises(ConfigError, match="no index 'ndvi'"):
+    with pytest.raises(ConfigError, match="ndvi"):
         IndexPredictor("ndvi")
 
 
@@ -90,7 +90,7 @@ def test_the_sample_is_seeded_valid_and_weighted_back():
 
 
 def test_a_sample_of_one_class_is_refused():
-    with pytest.raises(InputError, match="hold no valid lake pixels"):
+    with pytest.raises(InputError, match="lake pixels"):
         sample_pixels(WaterStore(lakes=False), range(3))
 
 
@@ -198,5 +198,5 @@ def test_reliability_agrees_with_sklearn():
     np.testing.assert_allclose(curve["predicted"], predicted, atol=0.0025)
     honest = histogram_table(probability, rng.random((100, 100)) < probability)
     assert calibration.calibration_error(honest) < 0.05 < calibration.calibration_error(table)
-    with pytest.raises(ConfigError, match="must divide 200"):
+    with pytest.raises(ConfigError, match="divide 200"):
         calibration.reliability(table, 30)

@@ -56,26 +56,26 @@ def test_the_store_serves_what_the_shards_hold(dataset):
 def test_regions_and_years_choose_folders(dataset):
     root, _ = dataset
     assert set(ChipStore(root, regions=["tien_shan_full"]).index["region"]) == {"tien_shan_full"}
-    with pytest.raises(ConfigError, match="no region pamir; it has ile_alatau, tien_shan_full"):
+    with pytest.raises(ConfigError, match="pamir.*ile_alatau"):
         ChipStore(root, regions=["pamir"])
-    with pytest.raises(ConfigError, match="no year 1999"):
+    with pytest.raises(ConfigError, match="1999"):
         ChipStore(root, years=[1999])
 
 
 def test_an_unusable_dataset_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no dataset folder"):
+    with pytest.raises(InputError, match="none"):
         ChipStore(tmp_path / "none")
-    with pytest.raises(InputError, match="holds no shards"):
+    with pytest.raises(InputError, match="no shards"):
         ChipStore(tmp_path)
     write_dataset(tmp_path / "data")
     write_shard(tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [make_chip(size=16)])
     with pytest.raises(InputError, match=r"pamir/2021/shard_000.parquet.*16 x 16.*32 x 32"):
         ChipStore(tmp_path / "data")
     write_shard(tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [make_chip(), make_chip(size=16)])
-    with pytest.raises(InputError, match=r"Row 1 .*16 x 16.*one size"):
+    with pytest.raises(InputError, match=r"Row 1 .*16 x 16"):
         ChipStore(tmp_path / "data")
     write_shard(tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [])
-    with pytest.raises(InputError, match="holds no chips"):
+    with pytest.raises(InputError, match="no chips"):
         ChipStore(tmp_path / "data")
 
 
@@ -202,7 +202,7 @@ def test_chips_without_a_place_are_read_and_belong_to_no_split(tmp_path):
     write_shard(
         tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [make_chip(k, lat=None, lon=None) for k in range(3)]
     )
-    with pytest.warns(UserWarning, match=r"3 of 15 chips .* have no lat and lon \(1 shards\)"):
+    with pytest.warns(UserWarning, match="3 of 15 .*lat and lon"):
         module = ChipDataModule(tmp_path / "data", buffer_rule="foreign")
         module.setup()
     assert (module.splits[-3:] == "").all() and module.store[14].lat is None
@@ -230,7 +230,7 @@ def test_duplicates_are_found_by_place_and_by_name(tmp_path):
     found = ChipStore(root).duplicates()
     assert found["position"].tolist() == [4, 5] and found["kind"].tolist() == ["place", "chip_id"]
     assert found["first"].tolist() == [2, 1] and found["first_region"].tolist() == ["ile_alatau"] * 2
-    with pytest.warns(UserWarning, match="1 of 7 chips .* stand on the place and year of another"):
+    with pytest.warns(UserWarning, match="1 of 7 .*place and year"):
         module = ChipDataModule(root)
         module.setup()
     with warnings.catch_warnings():
@@ -306,7 +306,7 @@ def test_a_batch_is_in_physical_units_clipped_filled_and_masked(tmp_path):
     assert (~batch["valid"][0]).sum() == 4 and batch["label"].unique().tolist() == [0, 1]
     single = ChipDataset(store)[1]
     assert torch.equal(single["S2L2A"], batch["S2L2A"][0]) and single["row"] == 1
-    with pytest.raises(InputError, match="outside the store's 3 chips"):
+    with pytest.raises(InputError, match="3 chips"):
         ChipDataset(store, [3])
 
 
@@ -336,7 +336,7 @@ def test_protected_blocks_of_a_later_stage_are_left_out(tmp_path):
 def test_an_empty_split_and_bad_options_are_sentences(tmp_path):
     write_shard(tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [make_chip(0, lat=43.22, lon=77.07)])
     module = ChipDataModule(tmp_path / "data")
-    with pytest.raises(InputError, match=r"The val split of .* is empty \(1 chips give 1 train, 0 val, 0 test\)"):
+    with pytest.raises(InputError, match="val split.*1 train, 0 val, 0 test"):
         module.val_dataloader()
     for options, says in (
         ({"batch_size": 0}, "batch_size is 0"),
@@ -345,7 +345,7 @@ def test_an_empty_split_and_bad_options_are_sentences(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             ChipDataModule(tmp_path / "data", **options)
-    with pytest.raises(InputError, match=r"training chips of .* is more than 90\.0% lake .*, or positive_ratio null"):
+    with pytest.raises(InputError, match="lake.*positive_ratio"):
         ChipDataModule(tmp_path / "data", positive_threshold=0.9).train_dataloader()
 
 

@@ -191,12 +191,12 @@ def test_a_bad_prediction_names_the_chip(tmp_path, value, text):
 
 
 def test_a_prediction_of_another_shape_is_refused(tmp_path):
-    with pytest.raises(InputError, match="one probability a pixel"):
+    with pytest.raises(InputError, match="shape"):
         run(tmp_path, lambda batch: np.zeros((len(batch["row"]), 4, 4), np.float32))
 
 
 def test_an_empty_split_is_refused(tmp_path):
-    with pytest.raises(InputError, match="test split holds no chip"):
+    with pytest.raises(InputError, match="test split"):
         evaluate(Green(), MemoryStore(), {"test": []}, tmp_path, digest="d", progress=False)
 
 
@@ -204,7 +204,7 @@ def test_damaged_maps_are_refused(tmp_path):
     run(tmp_path)
     path = tmp_path / "probability_test.npy"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="missing or damaged"):
+    with pytest.raises(InputError, match="probability_test"):
         ProbabilityMaps.open(tmp_path, "test")
     again = Green()
     run(tmp_path, again)

@@ -115,7 +115,7 @@ def test_best_threshold_takes_the_maximum_and_the_tie_nearest_to_a_half(table):
 
 
 def test_unknown_metric_and_threshold_are_refused(table):
-    with pytest.raises(ConfigError, match="no metric 'jaccard'"):
+    with pytest.raises(ConfigError, match="jaccard"):
         metrics.score(table, "jaccard")
     with pytest.raises(ConfigError, match="multiple"):
         metrics.chip_counts(table, 0.503)
@@ -148,7 +148,7 @@ def test_metric_entries_say_why_they_are_null():
     ):
         with pytest.raises(ConfigError):
             metrics.metric_entry(*bad)
-    with pytest.raises(ConfigError, match="both ends"):
+    with pytest.raises(ConfigError, match="interval"):
         metrics.metric_entry(0.5, 0.4, None, 3, "simulated", "x", "r")
 
 
@@ -209,7 +209,7 @@ def test_too_few_lake_blocks_give_a_reason_instead_of_an_interval():
     table = synthetic(np.random.default_rng(1), 26)
     found = bootstrap.estimate(table)
     assert found.lake_blocks < 20 and found.low is None and found.high is None
-    assert f"{found.lake_blocks} of 26 split blocks hold lake" in found.reason
+    assert f"{found.lake_blocks} of 26" in found.reason
     entry = found.entry("simulated", "test")
     assert entry["value"] == found.value and entry["low"] is None and "20 are needed" in entry["reason"]
 

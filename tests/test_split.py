@@ -127,13 +127,13 @@ def test_the_foreign_rule_keeps_the_edge_rules_chips_and_many_more():
 
 
 def test_options_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="no buffer rule 'near'"):
+    with pytest.raises(ConfigError, match="near"):
         assign_splits([43.0], [77.0], rule="near")
-    with pytest.raises(ConfigError, match="below half a block"):
+    with pytest.raises(ConfigError, match="half a block"):
         assign_splits([43.0], [77.0], 0.04, 0.02)
     with pytest.raises(ConfigError, match="block size"):
         assign_splits([43.0], [77.0], 0.0)
-    with pytest.raises(InputError, match=r"2 of 3 chips have no usable lat and lon \(the first is number 1\)"):
+    with pytest.raises(InputError, match="2 of 3 .*number 1"):
         assign_splits([43.0, np.nan, 43.0], [77.0, 77.0, 190.0])
 
 
@@ -223,7 +223,7 @@ def test_the_published_split_passes_and_one_split_compares_with_nothing(rule):
     lat, lon = uniform(20_000, seed=6, box=(76.0, 42.0, 79.0, 44.0))
     found = check_split(lat, lon, assign_splits(lat, lon, rule=rule))
     assert found.passed and found.smallest_distance_m >= 0.04 * 111_320 * math.cos(math.radians(44.0)) * 0.999
-    assert "no two splits share a pixel" in str(found)
+    assert "no two splits" in str(found)
     alone = check_split(lat, lon, np.full(len(lat), "train"))
     assert alone.smallest_distance_m is None and alone.passed and alone.nearest is None
 
