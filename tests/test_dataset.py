@@ -56,7 +56,7 @@ def test_the_store_serves_what_the_shards_hold(dataset):
 def test_regions_and_years_choose_folders(dataset):
     root, _ = dataset
     assert set(ChipStore(root, regions=["tien_shan_full"]).index["region"]) == {"tien_shan_full"}
-    with pytest.raises(ConfigError, match="pamir.*ile_alatau"):
+    with pytest.raises(ConfigError, match=r"pamir.*ile_alatau"):
         ChipStore(root, regions=["pamir"])
     with pytest.raises(ConfigError, match="1999"):
         ChipStore(root, years=[1999])
@@ -336,7 +336,7 @@ def test_protected_blocks_of_a_later_stage_are_left_out(tmp_path):
 def test_an_empty_split_and_bad_options_are_sentences(tmp_path):
     write_shard(tmp_path / "data" / "pamir" / "2021" / "shard_000.parquet", [make_chip(0, lat=43.22, lon=77.07)])
     module = ChipDataModule(tmp_path / "data")
-    with pytest.raises(InputError, match="val split.*1 train, 0 val, 0 test"):
+    with pytest.raises(InputError, match=r"val split.*1 train, 0 val, 0 test"):
         module.val_dataloader()
     for options, says in (
         ({"batch_size": 0}, "batch_size is 0"),
@@ -345,7 +345,7 @@ def test_an_empty_split_and_bad_options_are_sentences(tmp_path):
     ):
         with pytest.raises(ConfigError, match=says):
             ChipDataModule(tmp_path / "data", **options)
-    with pytest.raises(InputError, match="lake.*positive_ratio"):
+    with pytest.raises(InputError, match=r"lake.*positive_ratio"):
         ChipDataModule(tmp_path / "data", positive_threshold=0.9).train_dataloader()
 
 

@@ -200,6 +200,14 @@ def test_an_empty_split_is_refused(tmp_path):
         evaluate(Green(), MemoryStore(), {"test": []}, tmp_path, digest="d", progress=False)
 
 
+def test_chips_of_one_name_are_refused_before_anything_is_predicted(tmp_path):
+    store, predict = MemoryStore(), Green()
+    store.index.loc[[3, 5], "chip_id"] = "twin"
+    with pytest.raises(InputError, match=r"1 .*val split.*'twin'"):
+        run(tmp_path, predict, store)
+    assert predict.seen == 0
+
+
 def test_damaged_maps_are_refused(tmp_path):
     run(tmp_path)
     path = tmp_path / "probability_test.npy"

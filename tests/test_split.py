@@ -133,7 +133,7 @@ def test_options_out_of_range_are_refused():
         assign_splits([43.0], [77.0], 0.04, 0.02)
     with pytest.raises(ConfigError, match="block size"):
         assign_splits([43.0], [77.0], 0.0)
-    with pytest.raises(InputError, match="2 of 3 .*number 1"):
+    with pytest.raises(InputError, match=r"2 of 3 .*number 1"):
         assign_splits([43.0, np.nan, 43.0], [77.0, 77.0, 190.0])
 
 

@@ -257,7 +257,8 @@ def evaluate(
         ``per_region_breakdown.json`` and ``threshold_sweep.json``.
 
     Raises:
-        InputError: an empty split, chips of several sizes, or predictions that are not probabilities.
+        InputError: an empty split, two chips of one name, chips of several sizes, or predictions that are not
+            probabilities.
     """
     from cryosentinel.evaluation.summary import write_summaries
 
@@ -269,6 +270,13 @@ def evaluate(
     for split, chosen in rows.items():
         if not len(chosen):
             raise InputError(f"The {split} split holds no chip; take more data or a smaller buffer.")
+        names = store.index.iloc[list(chosen)][["chip_id", "region", "year"]]
+        if (twice := names.duplicated()).any():
+            chip = names.loc[twice, "chip_id"].iloc[0]
+            raise InputError(
+                f"{int(twice.sum())} chips of the {split} split carry the name of another of their region and year "
+                f"(the first is {chip!r}), so their scores cannot be told apart; set drop_duplicates or rename them."
+            )
         key = _key(digest, settings, store.index, chosen)
         scored = f"{key}|{block_size}"
         if not has_maps(folder, split, key):
