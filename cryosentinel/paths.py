@@ -56,6 +56,12 @@ def outputs() -> Path:
     return Path(given).resolve() if given else (clone() or Path.cwd()) / "outputs"
 
 
+def under_outputs(path: str | os.PathLike[str]) -> Path:
+    """A path as configurations write it: ``outputs/...`` lies in :func:`outputs`, wherever that is."""
+    first, *rest = Path(path).parts or (".",)
+    return outputs().joinpath(*rest) if first == "outputs" else Path(path)
+
+
 def datasets() -> Path:
     """The folder of simulated datasets, one a preset."""
     return outputs() / "data"

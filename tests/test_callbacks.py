@@ -10,7 +10,7 @@ from cryosentinel.data.dataset import ChipDataModule
 from cryosentinel.errors import ConfigError
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.sensors import Statistics
-from cryosentinel.training.callbacks import EMA, CheckpointConfig, ema_decay
+from cryosentinel.training.callbacks import EMA, CheckpointConfig, ema_decay, ema_warmup_steps
 from cryosentinel.training.fit import fit
 from cryosentinel.training.task import SegmentationTask
 
@@ -18,6 +18,13 @@ from cryosentinel.training.task import SegmentationTask
 def test_decay_warms_up():
     assert [round(ema_decay(t, 0.999), 4) for t in (0, 1, 10, 10_000_000)] == [0.1, 0.1818, 0.55, 0.999]
     assert ema_decay(100, 0.5) == 0.5
+
+
+def test_the_step_of_the_full_decay_is_known():
+    for decay in (0.0, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9995):
+        step = ema_warmup_steps(decay)
+        assert ema_decay(step - 1, decay) == decay and (step == 1 or ema_decay(step - 2, decay) < decay)
+    assert ema_warmup_steps(0.999) == 8991
 
 
 def test_snapshot_epochs():

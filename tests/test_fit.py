@@ -15,6 +15,8 @@ from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.training.config import parse
 from cryosentinel.training.fit import build, fit, main
+from cryosentinel.training.logs import plot_rates
+from cryosentinel.training.task import SegmentationTask
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("small_network")
@@ -43,7 +45,9 @@ def test_run_folder(tmp_path, small_dataset, capsys):  # noqa: F811
     assert best["val_iou"] == max(float(r["val_iou"]) for r in rows)
     assert set(best["hyper_parameters"]) == {"segmenter", "statistics", "seed"}
     assert all(k.startswith("model.") for k in best["state_dict"])
-    assert "of decoder" in capsys.readouterr().out  # the profile was printed
+    told = capsys.readouterr().out
+    assert "of decoder" in told  # the profile
+    assert "reaches 0.999 at step 8,991; this run takes 12 and ends at 0.571." in told
 
 
 def test_saved_configuration_gives_the_same_run(tmp_path, small_dataset):  # noqa: F811
@@ -185,3 +189,47 @@ def test_every_configuration_that_comes_along_can_be_read(path):
 
     epochs = run.trainer.max_epochs
     assert run.checkpoints.epochs(epochs, swa_first_epoch(run.optim, epochs))
+
+
+def test_the_network_sees_the_training_statistics_and_augmented_chips(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    from cryosentinel.data.dataset import ChipDataset
+
+    seen: dict[str, list[bool]] = {"training_step": [], "validation_step": []}
+    for hook, same in seen.items():
+        original = getattr(SegmentationTask, hook)
+
+        def watching(self, batch, number, step=original, same=same):
+            stored = ChipDataset(self.trainer.datamodule.store).__getitems__(batch["row"].tolist())
+            same += [torch.equal(mine, theirs) for mine, theirs in zip(batch["S2L2A"], stored["S2L2A"], strict=True)]
+            return step(self, batch, number)
+
+        monkeypatch.setattr(SegmentationTask, hook, watching)
+    config = configuration(small_dataset, **{"trainer.max_epochs": 1})
+    run = fit(config, run_dir=tmp_path / "run")
+    assert not all(seen["training_step"]) and all(seen["validation_step"])
+    _, data, _ = build(*parse(config))
+    data.setup()
+    chips = torch.stack([torch.from_numpy(data.store[row].s2.astype("float64")) for row in data.rows["train"]])
+    valid = torch.stack([torch.from_numpy(data.store[row].valid) for row in data.rows["train"]])
+    expected = [float(band[valid].mean()) for band in chips.transpose(0, 1)]
+    found = load_checkpoint(run / "checkpoints" / "best.ckpt")["hyper_parameters"]["statistics"]["S2L2A"]["means"]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradients_are_clipped_and_accumulation_stretches_the_schedule(tmp_path, small_dataset, monkeypatch):  # noqa: F811
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def watching(self, closure=None):
+        loss = closure()  # forward, backward and clip
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.cat(gradients).norm().item())
+        return step(self, lambda: loss)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watching)
+    changes = {"trainer.gradient_clip_val": 1e-3, "trainer.accumulate_grad_batches": 2}
+    run = fit(configuration(small_dataset), changes, tmp_path / "run")
+    assert len(norms) == 8 and norms == pytest.approx([1e-3] * 8, rel=1e-3)
+    curve, used = plot_rates(run).lines  # two steps an epoch, and the SWA phase's rate at the end
+    assert used.get_xdata().tolist() == [2, 4, 6, 8] and used.get_ydata()[-1] == pytest.approx(1e-3)
+    assert used.get_ydata().tolist() == pytest.approx([curve.get_ydata()[at - 1] for at in (2, 4, 6, 8)])

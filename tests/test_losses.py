@@ -251,3 +251,32 @@ def test_settings_out_of_range_are_refused():
     for wrong in ({"ohem_keep": 0.0}, {"label_smoothing": 0.7}, {"dice_form": "round"}, {"bce": -1.0}):
         with pytest.raises(ConfigError, match="loss"):
             LossConfig(**wrong)
+
+
+@pytest.mark.parametrize(("water", "expected"), [(1, 100.0), (64, 63.0), (4095, 1.0)])
+def test_the_weight_of_water_stays_within_its_bounds(water, expected):
+    """Negatives over positives: 4095, 63 and 0.0002."""
+    label = (torch.arange(4096) < water).float().view(1, 64, 64)
+    logits, valid = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.ones(1, 64, 64).bool()
+    value = only("bce", ohem_keep=1.0)(logits, label, valid)[0]
+    peer = F.binary_cross_entropy_with_logits(logits, label, pos_weight=torch.tensor(expected))
+    assert value.item() == pytest.approx(peer.item(), rel=1e-5)
+
+
+def test_mining_counts_the_pixels_of_the_default_share():
+    """Of 10,000 valid pixels the hardest 5,000, by default."""
+    label, valid = torch.zeros(1, 100, 100), torch.ones(1, 100, 100, dtype=torch.bool)
+    logits = torch.randn(1, 100, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    only("bce")(logits, label, valid)[0].backward()
+    assert int((logits.grad != 0).sum()) == 5000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("ohem_min", [1, 10**9])
+def test_a_gpu_computes_the_same_loss(ohem_min):
+    logits, label, valid = batch()
+    loss = SixTermLoss(LossConfig(ohem_min=ohem_min))
+    here = value_and_gradient(lambda z: loss(z, label, valid)[0], logits)
+    there = value_and_gradient(lambda z: loss(z, label.cuda(), valid.cuda())[0], logits.cuda())
+    for ours, theirs in zip(here, there, strict=True):
+        torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-9, atol=1e-12)

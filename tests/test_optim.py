@@ -10,6 +10,7 @@ from torch import nn
 from training_factory import SmallSegmenter
 
 from cryosentinel.errors import ConfigError
+from cryosentinel.training.callbacks import CheckpointConfig
 from cryosentinel.training.optim import (
     OptimConfig,
     SWAConfig,
@@ -21,6 +22,7 @@ from cryosentinel.training.optim import (
     learning_rate_profile,
     parameter_groups,
     plot_profile,
+    plot_schedule,
     rate_at,
     swa_first_epoch,
 )
@@ -122,8 +124,32 @@ def test_swa_phase_equals_torch(layerwise):
 
 
 def test_phase_begins_as_in_lightning():
-    for start, epochs, first in ((0.4, 30, 11), (0.5, 30, 14), (0.0, 5, 0), (0.29, 100, 28), (1.0, 8, 8)):
+    for start, epochs, first in ((0.4, 30, 11), (0.5, 30, 14), (0.75, 20, 14), (0.29, 100, 28), (1.0, 8, 8)):
         assert swa_first_epoch(OptimConfig(swa=SWAConfig(start=start)), epochs) == first
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "start", "first"), [(3, 0.5, 0.5, 1), (2, 0, 0.0, 0), (5, 2, 0.0, 2), (2, 0.5, 0.9, 1)]
+)
+def test_a_short_run_reaches_its_peak_rate_before_the_phase(epochs, warmup, start, first):
+    config = OptimConfig(lr=1e-3, warmup_epochs=warmup, swa=SWAConfig(start=start, lr=3e-4, anneal_epochs=1))
+    assert swa_first_epoch(config, epochs) == first
+    rates = [rate_at(step, config.lr, config, 57, epochs) for step in range(57 * epochs)]
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3)
+    assert rates[-1] == pytest.approx(3e-4, rel=0.02)
+
+
+def test_without_the_phase_the_last_epochs_have_the_snapshots():
+    assert CheckpointConfig(snapshot_last=2).epochs(5, swa_first_epoch(OptimConfig(swa=SWAConfig(start=1)), 5)) == [
+        4,
+        5,
+    ]
+
+
+def test_schedule_can_be_drawn_with_the_rates_that_were_used():
+    ax = plot_schedule(V2, 10, 30, {300: 1e-5})
+    curve, used = ax.lines
+    assert max(curve.get_ydata()) == pytest.approx(6e-5, rel=1e-3) and used.get_xydata().tolist() == [[300, 1e-5]]
 
 
 def test_profile_shows_how_the_failed_run_compounds():
@@ -165,3 +191,22 @@ def test_impossible_settings_are_refused(wrong):
         OptimConfig(**wrong)
     with pytest.raises(ConfigError):
         SWAConfig(start=1.2)
+
+
+def test_the_optimiser_decays_weights_beside_the_gradient():
+    """One step of AdamW by hand (Loshchilov and Hutter 2019, arXiv:1711.05101), with betas that are not the default."""
+    config = OptimConfig(lr=0.1, weight_decay=0.5, betas=(0.5, 0.7))
+    model = SmallSegmenter()
+    optimizer = build_optimizer(model, model.depth, config)
+    assert type(optimizer) is torch.optim.AdamW
+    weight = model.net.decoder[2].weight
+    before, expected = weight.detach().clone(), weight.detach().double()
+    mean = square = torch.zeros_like(expected)
+    for step, gradient in enumerate((1.0, -3.0), start=1):
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.step()
+        mean, square = 0.5 * mean + 0.5 * gradient, 0.7 * square + 0.3 * gradient**2
+        expected = expected * (1 - 0.1 * 0.5)
+        expected = expected - 0.1 * (mean / (1 - 0.5**step)) / ((square / (1 - 0.7**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected.float(), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(before, weight)

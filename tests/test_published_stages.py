@@ -1,5 +1,5 @@
-"""The published stages as they stand in configs/, by the command line: 4a, its soup, 4b from it; only backbone, epochs
-and data are other than published."""
+"""The published stages as they stand in configs/, by the command line: 4a, its soup, 4b from it. Backbone, width of the
+decoder, epochs and data are other than published: the chain is tested, and the published size on the meta device."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from cryosentinel.data.dataset import ChipDataset
 from cryosentinel.data.split import assign_splits
 from cryosentinel.data.store import ChipStore
 from cryosentinel.models.checkpoint import load_checkpoint, load_segmenter
-from cryosentinel.models.segmenter import SegmenterConfig, build_segmenter
+from cryosentinel.models.segmenter import SegmenterConfig, build_segmenter, parameter_counts, without_weights
 from cryosentinel.models.statedict import segmenter_state
 from cryosentinel.models.tta import flip_logits
 from cryosentinel.sensors import PUBLISHED_STATISTICS, REGIONS
-from cryosentinel.training.config import flatten
+from cryosentinel.training.config import flatten, parse
+from cryosentinel.training.fit import build
 from cryosentinel.training.task import SegmentationTask
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -38,7 +39,7 @@ ALMATY = {"ile_alatau", "tien_shan_full", "zhetysu_alatau"}
 #: What differs from the published stages beside data and epochs: the chain is tested, and not the size.
 SMALL = {"model.backbone": "terramind_v1_tiny", "model.decoder_channels": 16, "model.head_channels": [16]}
 SMALL |= {"trainer.precision": "32-true"}
-SOUP = Path("outputs/runs") / PRETRAIN / "checkpoints" / "soup.ckpt"
+SOUP = Path("elsewhere/runs") / PRETRAIN / "checkpoints" / "soup.ckpt"  # in $CRYOSENTINEL_OUTPUTS
 
 
 def _centre(region: str, split: str, rng: np.random.Generator) -> dict[str, float]:
@@ -136,7 +137,7 @@ class Stages:
     final_soup: Command
 
     def run(self, stage: str) -> Path:
-        return self.folder / "outputs" / "runs" / stage
+        return self.folder / "elsewhere" / "runs" / stage
 
     def snapshots(self, stage: str) -> list[Path]:
         return sorted((self.run(stage) / "checkpoints").glob("step*-iou*.ckpt"))
@@ -151,6 +152,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory, chips: Path, encoder: Path)
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("CRYOSENTINEL_OUTPUTS", str(folder / "elsewhere"))
         patch.setattr("cryosentinel.hub.download_file", _refuse_network)
         patch.setattr(socket.socket, "connect", _refuse_network)
         return Stages(
@@ -158,9 +160,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory, chips: Path, encoder: Path)
             _fit(FINETUNE, chips),
             _fit(PRETRAIN, chips, **{"model.weights": encoder, "trainer.max_epochs": 1}),
             _fit(FINETUNE, chips),
-            _run("soup", f"outputs/runs/{PRETRAIN}"),
-            _fit(FINETUNE, chips, **{"trainer.max_epochs": 2}),
-            _run("soup", f"outputs/runs/{FINETUNE}"),
+            _run("soup", f"elsewhere/runs/{PRETRAIN}"),
+            _fit(FINETUNE, chips, **{"trainer.max_epochs": 3}),
+            _run("soup", f"elsewhere/runs/{FINETUNE}"),
         )
 
 
@@ -176,9 +178,9 @@ def _check_saved(run: Path, **overrides: Any) -> None:
 def test_finetuning_before_pretraining_says_what_is_missing(stages):
     assert stages.pretraining.status == 0, stages.pretraining.err
     assert stages.too_early.status == stages.no_soup.status == 2
-    assert f"There is no file {SOUP} to start from" in stages.too_early.err
-    assert f"make it with `cryosentinel soup {SOUP.parents[1]}`, once that run is trained" in stages.too_early.err
-    assert f"make it with `cryosentinel soup {SOUP.parents[1]}`, or name other weights" in stages.no_soup.err
+    for command in (stages.too_early, stages.no_soup):
+        assert f"There is no file {stages.folder / SOUP}" in command.err and "cryosentinel soup" in command.err
+    assert "once that run is trained" in stages.too_early.err and "once that run" not in stages.no_soup.err
     for command in (stages.too_early, stages.no_soup):
         assert len(command.err.splitlines()) == 1 and not command.out
 
@@ -207,8 +209,8 @@ def test_finetuning_starts_from_exactly_that_soup(stages, chips):
     assert soup.keys() == command.seen.first.keys()
     assert all(torch.equal(soup[name], command.seen.first[name]) for name in soup)
     assert command.seen.regions == ALMATY
-    _check_saved(run, **{"trainer.max_epochs": 2, "data.root": str(chips)})
-    assert [path.name[:10] for path in stages.snapshots(FINETUNE)] == ["step000001", "step000002"]
+    _check_saved(run, **{"trainer.max_epochs": 3, "data.root": str(chips)})
+    assert [path.name[:10] for path in stages.snapshots(FINETUNE)] == ["step000002", "step000003"]
     told = "The run ends before the snapshots of epoch 12, 14, 17, 22, 30, so the last epochs take their place."
     assert told in command.out and "Warning" not in command.out
 
@@ -225,12 +227,22 @@ def test_soup_of_the_finetuning_opens_and_segments(stages, chips):
     assert logits.shape == (1, 128, 128) and logits.isfinite().all()
 
 
+@pytest.mark.parametrize("stage", [PRETRAIN, FINETUNE, FAILED])
+def test_the_published_size_builds(stage):
+    """The network of the file as it stands: TerraMind large and UperNet-256, on tensors without content."""
+    run, _, _ = build(*parse(CONFIGS / f"{stage}.yaml"))
+    with torch.device("meta"):
+        counts = parameter_counts(build_segmenter(without_weights(run.model), PUBLISHED_STATISTICS))
+    assert run.model.decoder == "UperNetDecoder" and counts["encoder"] == pytest.approx(305.9e6, rel=1e-3)
+
+
 def test_failed_finetuning_starts_and_warns(stages, chips, monkeypatch):
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SegmentationTask, "training_step", stop)
     monkeypatch.chdir(stages.folder)
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(stages.folder / "elsewhere"))
     command = _fit(FAILED, chips)
     assert command.status == 130  # it came as far as its first step
     assert re.search(r"block 05 .* frozen\n", command.out)

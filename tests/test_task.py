@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,7 +18,9 @@ from training_factory import SmallSegmenter, configuration, small_dataset  # noq
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.models.segmenter import SegmenterConfig
 from cryosentinel.training.fit import fit
+from cryosentinel.training.logs import plot_rates
 from cryosentinel.training.losses import LossConfig, SixTermLoss
+from cryosentinel.training.optim import OptimConfig, SWAConfig, build_optimizer, learning_rate, rate_at
 from cryosentinel.training.task import SegmentationTask, step_seed
 
 
@@ -113,8 +117,6 @@ def test_names_survive_compilation(monkeypatch):
 
 
 def test_blocks_are_frozen_before_a_strategy_looks(monkeypatch):
-    from cryosentinel.training.optim import OptimConfig
-
     monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
     task = SegmentationTask(SegmenterConfig().as_dict(), optim=OptimConfig(frozen_blocks=2))
     task.configure_model()
@@ -124,8 +126,6 @@ def test_blocks_are_frozen_before_a_strategy_looks(monkeypatch):
 
 def test_layerwise_rates_survive_compilation(monkeypatch):
     """The compiled task's optimiser holds each parameter at the rate that it has in the plain one."""
-    from cryosentinel.training.optim import OptimConfig, build_optimizer
-
     monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
     rates = []
     for compiled in (False, True):
@@ -143,8 +143,6 @@ def test_layerwise_rates_survive_compilation(monkeypatch):
 
 def test_a_run_follows_the_schedule_into_the_swa_phase(tmp_path, small_dataset, monkeypatch):  # noqa: F811
     """Every group's rate at every step of a real run; the phase's own rate is reached, and the log says so."""
-    from cryosentinel.training.optim import OptimConfig, SWAConfig, learning_rate, rate_at
-
     monkeypatch.setattr("cryosentinel.training.task.build_segmenter", SmallSegmenter)
     used: list[dict[str, float]] = []
 
@@ -160,6 +158,64 @@ def test_a_run_follows_the_schedule_into_the_swa_phase(tmp_path, small_dataset, 
         assert rates == pytest.approx({part: rate_at(step, peak, config, 4, 4) for part, peak in peaks.items()})
     assert used[4] != pytest.approx(used[8])
     assert list(used[-1].values()) == pytest.approx([1e-3] * 5)  # every group, as torch's SWALR
-    rows = (run / "logs" / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("lr")
-    assert float(rows[-1].split(",")[column]) == pytest.approx(1e-3)
+    curve, dots = plot_rates(run).lines
+    np.testing.assert_allclose(curve.get_ydata(), [rates["decoder"] for rates in used])
+    np.testing.assert_allclose(dots.get_xydata(), [(step, used[step - 1]["decoder"]) for step in (4, 8, 12, 16)])
+
+
+@pytest.fixture
+def small_task() -> SegmentationTask:
+    """A task with a small network, outside of any trainer, on the terms that look at labels pixel by pixel."""
+    torch.manual_seed(0)
+    loss = LossConfig(boundary=0.0, ohem_min=64)
+    optim = OptimConfig(lr=3e-2, backbone_mult=1.0, layer_decay=1.0, weight_decay=0.0)
+    task = SegmentationTask(SegmenterConfig().as_dict(), None, loss, optim, val_flips=1, model=SmallSegmenter())
+    task._trainer = SimpleNamespace(world_size=1, global_rank=0)
+    task.log = lambda *_, **__: None
+    return task
+
+
+def chips_with_lakes() -> dict[str, torch.Tensor]:
+    """Two chips of 32 px whose lakes are dark in the infrared, a tenth of the pixels invalid."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(2, 32, 32)
+    label[0, 8:20, 5:25] = label[1, 20:30, 2:12] = 1
+    s2 = torch.rand(2, 12, 32, 32, generator=generator) * 500 + 1500
+    s2[:, 10] -= 1200 * label
+    return {
+        "S2L2A": s2, "S1GRD": torch.full((2, 2, 32, 32), -12.0), "DEM": torch.full((2, 1, 32, 32), 4000.0),
+        "label": label, "valid": torch.rand(2, 32, 32, generator=generator) < 0.9, "row": torch.arange(2),
+    }  # fmt: skip
+
+
+def test_invalid_pixels_count_neither_in_training_nor_in_validation(small_task):
+    batch = chips_with_lakes()
+    wrong = {**batch, "label": torch.where(batch["valid"], batch["label"], 1 - batch["label"])}
+    small_task.eval()  # no dropout
+    assert small_task.training_step(batch, 0) == small_task.training_step(wrong, 0)
+    for some in (batch, wrong):
+        small_task.on_validation_epoch_start()
+        small_task.validation_step(some, 0)
+        if some is batch:
+            counts = small_task._confusion.tolist()
+    assert counts == small_task._confusion.tolist()
+    everywhere = {**wrong, "valid": torch.ones_like(batch["valid"])}
+    assert small_task.training_step(batch, 0) != small_task.training_step(everywhere, 0)
+
+
+def test_one_batch_can_be_overfitted(small_task):
+    """A loop that cannot learn two chips by heart is broken somewhere: loss, gradient, optimiser or frozen weights."""
+    batch = chips_with_lakes()
+    optimizer = build_optimizer(small_task.model, 3, small_task.optim)
+    small_task.model.net.decoder[1].p = 0.0
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = small_task.training_step(batch, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    small_task.on_validation_epoch_start()
+    small_task.validation_step(batch, 0)
+    intersection, union = small_task._confusion.tolist()
+    assert losses[-1] < 0.2 * losses[0] and intersection / union > 0.95

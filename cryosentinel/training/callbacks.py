@@ -9,6 +9,7 @@ average is Lightning's ``WeightAveraging``, and the equal-weight average over th
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ from cryosentinel.models.checkpoint import write_checkpoint
 def ema_decay(updates: int, decay: float) -> float:
     """min(decay, (1 + t) / (10 + t)): in a short run a fixed decay would keep mostly the initial weights."""
     return min(decay, (1 + updates) / (10 + updates))
+
+
+def ema_warmup_steps(decay: float) -> int:
+    """The optimiser step, counted from 1, from which on the average keeps ``decay``: 8,991 for 0.999."""
+    # The first step copies the weights, so step s is update s - 1; rounding takes the floats' last digits off.
+    return max(0, math.ceil(round((10 * decay - 1) / (1 - decay), 6))) + 1
 
 
 class EMA(WeightAveraging):
@@ -88,11 +95,13 @@ class CheckpointConfig:
     def epochs(self, total: int, swa_start: int) -> list[int]:
         """The snapshots' epochs, counted from 1, in a run of ``total`` whose SWA phase begins after ``swa_start``.
 
-        Named epochs beyond the end of a run that was cut short are left out; if none is left, the last ones count.
+        Without such a phase (``swa_start`` is ``total``) all epochs may have one. Named epochs beyond the end of a run
+        that was cut short are left out; if none is left, the last ones count.
 
         Raises:
             ConfigError: a named epoch lies before the phase.
         """
+        swa_start = 0 if swa_start >= total else swa_start
         named = sorted({e for e in self.snapshot_epochs or [] if e <= total})
         if not named:
             return list(range(max(swa_start, total - self.snapshot_last) + 1, total + 1))

@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,14 @@ from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.files import replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.precision import Precision, choose, device_of
-from cryosentinel.training.callbacks import EMA, RunFiles
+from cryosentinel.training.callbacks import EMA, RunFiles, ema_decay, ema_warmup_steps
 from cryosentinel.training.config import RunConfig, instantiate, parse, wants_help
 from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
 from cryosentinel.training.optim import (
     describe_profile,
     learning_rate_profile,
     plot_profile,
+    plot_schedule,
     swa_first_epoch,
 )
 from cryosentinel.training.resume import (
@@ -115,6 +117,10 @@ def build(parser: ArgumentParser, namespace: Namespace) -> tuple[RunConfig, Chip
     made = instantiate(parser, namespace)
     data = made.pop("data")
     run = RunConfig(**{k: v for k, v in made.items() if k not in ("config", "run_dir", "resume")})
+    data.root = paths.under_outputs(data.root)
+    weights = run.model.weights
+    if weights is not None and not weights.startswith("hf://"):
+        run.model = replace(run.model, weights=str(paths.under_outputs(weights)))
     data.seed = run.seed
     if data.augment is not None:
         data.augment.seed = run.seed
@@ -297,22 +303,28 @@ def _describe(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snap
     profile = learning_rate_profile(task.model, task.optim)
     print(f"{describe_profile(profile)}\n{_plan(run, data, task, snapshots)}", flush=True)
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        plot_profile(profile, figure.subplots())
+        figure = Figure(figsize=(7, 5.6), layout="constrained")
+        above, below = figure.subplots(2)
+        plot_profile(profile, above)
+        plot_schedule(run.optim, task.steps_per_epoch, run.trainer.max_epochs, ax=below)
         with replacing(folder / "logs" / "learning_rates.png") as part:
             figure.savefig(part, dpi=120)
 
 
 def _plan(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snapshots: list[int]) -> str:
-    """Chips, steps, and the epochs of the snapshots."""
+    """Chips, steps, the epochs of the snapshots, and how far the average's decay will come."""
     lakes = data.store.index["water_frac"].to_numpy() > 0
     chips = {name: f"{len(rows)} ({int(lakes[rows].sum())} with a lake)" for name, rows in data.rows.items()}
     epochs, named = run.trainer.max_epochs, run.checkpoints.snapshot_epochs or []
+    first, steps = swa_first_epoch(run.optim, epochs), epochs * task.steps_per_epoch
+    phase = f"the SWA phase begins with epoch {first + 1}" if first < epochs else "there is no SWA phase"
     lines = [
         f"Chips: {chips['train']} to train on, {chips['val']} to validate on; {task.steps_per_epoch} steps an epoch, "
         f"{epochs} epochs.",
-        f"Snapshots for the soup: after epoch {', '.join(map(str, snapshots))}; the SWA phase begins with epoch "
-        f"{swa_first_epoch(run.optim, epochs) + 1}.",
+        f"Snapshots for the soup: after epoch {', '.join(map(str, snapshots))}; {phase}.",
+        f"Averaged weights: the decay warms up and reaches {run.ema_decay:g} at step "
+        f"{ema_warmup_steps(run.ema_decay):,}; this run takes {steps:,} and ends at "
+        f"{ema_decay(steps - 1, run.ema_decay):.3g}.",
     ]
     if beyond := [epoch for epoch in named if epoch > epochs]:
         instead = "" if len(beyond) < len(named) else ", so the last epochs take their place"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -15,6 +17,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from cryosentinel.files import replacing
+from cryosentinel.training.optim import OptimConfig, SWAConfig, plot_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def rows_until(path: Path, step: int) -> None:
@@ -35,6 +41,22 @@ def rows_until(path: Path, step: int) -> None:
         writer = csv.DictWriter(handle, fieldnames=names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def plot_rates(run: str | os.PathLike[str], ax: Axes | None = None) -> Axes:
+    """Draw the schedule of a run, and the rates that its log says were used.
+
+    Args:
+        run: the run folder.
+        ax: where to draw; a new figure by default.
+    """
+    config = yaml.safe_load((Path(run) / "logs" / "config.yaml").read_text(encoding="utf-8"))
+    with open(Path(run) / "logs" / "metrics.csv", newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    optim = OptimConfig(**{**config["optim"], "swa": SWAConfig(**config["optim"]["swa"])})
+    used = {int(row["step"]): float(row["lr"]) for row in rows}
+    steps_per_epoch = int(rows[0]["step"]) // int(rows[0]["epoch"])
+    return plot_schedule(optim, steps_per_epoch, config["trainer"]["max_epochs"], used, ax)
 
 
 class _Writer(ExperimentWriter):

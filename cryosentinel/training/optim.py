@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,8 @@ class SWAConfig:
 
     Attributes:
         start: the phase begins with epoch int(start x epochs), counted from 1, as in Lightning (0.4 of 30 epochs: with
-            the twelfth); 1 for no such phase.
+            the twelfth), but never before the warm-up is over, so that the rate reaches its peak in a short run, too;
+            1 for no such phase.
         lr: learning rate that the phase settles at.
         anneal_epochs: epochs over which the rate goes there, along a half cosine.
         layerwise: keep each group's share of the decoder's rate. Off, every group goes to ``lr``, as torch's SWALR
@@ -186,7 +187,7 @@ def rate_at(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, e
     """
     total = max(1, steps_per_epoch * epochs)
     warmup = config.warmup_epochs * steps_per_epoch
-    swa_start = swa_first_epoch(config, epochs) * steps_per_epoch
+    swa_start = max(swa_first_epoch(config, epochs) * steps_per_epoch, math.ceil(warmup))
     settled = config.swa.lr * (peak / config.lr if config.swa.layerwise else 1.0)
 
     def first_phase(at: int) -> float:
@@ -206,8 +207,43 @@ def rate_at(step: int, peak: float, config: OptimConfig, steps_per_epoch: int, e
 
 def swa_first_epoch(config: OptimConfig, epochs: int) -> int:
     """The first epoch of the SWA phase, counted from 0; ``epochs`` where there is none."""
+    if config.swa.start >= 1:
+        return epochs
     # The small number is for products such as 0.29 x 100, which fall just short of a whole one.
-    return epochs if config.swa.start >= 1 else max(0, int(config.swa.start * epochs + 1e-9) - 1)
+    first = int(config.swa.start * epochs + 1e-9) - 1
+    return min(max(first, math.ceil(config.warmup_epochs)), epochs - 1)
+
+
+def plot_schedule(
+    config: OptimConfig,
+    steps_per_epoch: int,
+    epochs: int,
+    used: Mapping[int, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the decoder's learning rate over a run, the SWA phase shaded.
+
+    Args:
+        config: schedule.
+        steps_per_epoch: optimiser steps an epoch.
+        epochs: length of the run.
+        used: step -> rate that the optimiser used in it, from the run's log: dots that should lie on the line.
+        ax: where to draw; a new figure by default.
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    total = steps_per_epoch * epochs
+    rates = [rate_at(step, config.lr, config, steps_per_epoch, epochs) for step in range(total)]
+    ax.plot(range(1, total + 1), rates, label="schedule")
+    if used:
+        ax.plot(list(used), list(used.values()), "o", label="used in the last step of the epoch")
+    if (first := swa_first_epoch(config, epochs)) < epochs:
+        ax.axvspan(first * steps_per_epoch, total, alpha=0.15, label="SWA phase")
+    ax.set(xlabel="optimiser step", ylabel="learning rate of the decoder", ylim=(0, None))
+    ax.legend()
+    return ax
 
 
 def build_schedule(

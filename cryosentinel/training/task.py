@@ -124,7 +124,8 @@ class SegmentationTask(pl.LightningModule):
         return batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout for this step."""
+        """Seed dropout for this step, and note its learning rate for the log."""
+        self._sums["lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[-1]["lr"], dtype=torch.float64)
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -174,7 +175,7 @@ class SegmentationTask(pl.LightningModule):
             self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu().double()
 
     def on_train_epoch_end(self) -> None:
-        """Write the epoch's row: mean loss and terms, the decoder's learning rate, validation IoU.
+        """Write the epoch's row: mean loss and terms, the decoder's rate in the last step, validation IoU.
 
         The row goes to the log here, before the epoch's checkpoint is written, and not through ``self.log``, which
         would write it afterwards: a kill between the two would lose it.
@@ -184,7 +185,7 @@ class SegmentationTask(pl.LightningModule):
         for name in ("loss", *TERMS):
             if name in self._sums:
                 row["loss" if name == "loss" else f"loss_{name}"] = float(self._sums[name] / batches)
-        row["lr"] = float(self.trainer.optimizers[0].param_groups[-1]["lr"])
+        row["lr"] = float(self._sums["lr"])
         if self.val_iou is not None:
             row["val_iou"] = self.val_iou
         if self.logger is not None:
