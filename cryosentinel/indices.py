@@ -60,3 +60,28 @@ def slope(elevation: np.ndarray, pixel_size: float = PIXEL_SIZE_M) -> np.ndarray
     """
     dy, dx = np.gradient(elevation.astype(np.float32), pixel_size)
     return np.degrees(np.arctan(np.hypot(dx, dy)))
+
+
+def dem_shape(elevation: np.ndarray) -> np.ndarray:
+    """The shape of the ground around each pixel at several scales, without its elevation.
+
+    Args:
+        elevation: (H, W) in metres, 10 m pixels.
+
+    Returns:
+        (9, H, W) float32: slope of the elevation smoothed over 30, 90 and 210 m; its standard deviation over 90 and
+        210 m; its height above the mean of 150, 510 and 1010 m; the slope of the ground within 510 m.
+    """
+    from scipy.ndimage import uniform_filter
+
+    z = elevation.astype(np.float64)
+    mean = {size: uniform_filter(z, size, mode="nearest") for size in (3, 9, 15, 21, 51, 101)}
+    slopes = {size: slope(mean[size]) for size in (3, 9, 21)}
+
+    def deviation(size: int) -> np.ndarray:
+        centred = z - mean[21]
+        square = uniform_filter(centred**2, size, mode="nearest")
+        return np.sqrt(np.maximum(square - uniform_filter(centred, size, mode="nearest") ** 2, 0))
+
+    layers = [*slopes.values(), deviation(9), deviation(21), *(z - mean[size] for size in (15, 51, 101))]
+    return np.stack([*layers, uniform_filter(slopes[9], 51, mode="nearest")]).astype(np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,14 +13,14 @@ from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import calibration, metrics
 from cryosentinel.evaluation.baselines import (
     BASELINES,
+    INPUTS,
     IndexPredictor,
     PixelClassifier,
     baseline,
-    pixel_features,
     sample_pixels,
 )
 from cryosentinel.evaluation.evaluate import evaluate
-from cryosentinel.indices import mndwi, ndwi
+from cryosentinel.indices import mndwi, ndwi, slope
 
 SIZE = 32
 
@@ -64,14 +66,21 @@ def test_indices_become_probabilities_without_losing_a_threshold():
         IndexPredictor("ndvi")
 
 
-def test_pixel_features_keep_bands_and_pixels_apart():
+def test_inputs_are_what_they_are_called():
     rng = np.random.default_rng(0)
-    s2, s1, dem = (rng.random((2, c, 3, 4)).astype(np.float32) * 1000 for c in (12, 2, 1))
-    features = pixel_features(s2, s1, dem)
-    assert features.shape == (24, 17)
-    pixel = features.reshape(2, 3, 4, 17)[1, 2, 3]
-    np.testing.assert_array_equal(pixel[:15], np.concatenate([s2[1, :, 2, 3], s1[1, :, 2, 3], dem[1, :, 2, 3]]))
-    assert pixel[15] == ndwi(s2)[1, 2, 3] and pixel[16] == mndwi(s2)[1, 2, 3]
+    s2, s1, dem = (rng.random((c, 40, 44)).astype(np.float32) * 1000 + 1 for c in (12, 2, 1))
+    planes = {name: make(s2, s1, dem) for name, make in INPUTS.items()}
+    assert {name: len(found) for name, found in planes.items()} == {
+        "pixel": 17, "pixel_slope": 18, "dem": 9, "mlp": 18, "mlp_context": 41
+    }  # fmt: skip
+    np.testing.assert_array_equal(planes["pixel"][:15], np.concatenate([s2, s1, dem]))
+    np.testing.assert_array_equal(planes["pixel"][15:], [ndwi(s2), mndwi(s2)])
+    np.testing.assert_allclose(planes["pixel_slope"][17], slope(dem[0]))
+    np.testing.assert_allclose(planes["mlp"][:12], np.log(s2))
+    other = INPUTS["dem"](s2 * 0, s1 * 0, dem)
+    np.testing.assert_array_equal(planes["dem"], other)  # nothing but the elevation model
+    np.testing.assert_allclose(INPUTS["dem"](s2, s1, dem + 500), other, atol=0.02)  # and not its height
+    np.testing.assert_allclose(planes["mlp_context"][18, 20, 22], np.log(s2[0, 10:31, 12:33]).mean(), rtol=1e-4)
 
 
 def test_the_sample_is_seeded_valid_and_weighted_back():
@@ -94,14 +103,14 @@ def test_a_sample_of_one_class_is_refused():
         sample_pixels(WaterStore(lakes=False), range(3))
 
 
-def evaluate_baselines(store, out):
+def evaluate_baselines(store, out, names=BASELINES):
     rows = {split: ROWS[split] for split in ("val", "test")}
     references = {"truth": lambda chip: chip.mask}
     return {
         name: evaluate(
             baseline(name, store, ROWS["train"]), store, rows, out / name, references, digest=name, progress=False
         )
-        for name in BASELINES
+        for name in names
     }
 
 
@@ -115,6 +124,8 @@ def test_baselines_share_the_evaluation_path(tmp_path):
         scores[name] = metrics.score(evaluation.table("test"), "iou", best)
     # All bands beat one index, and the index that looks at B11 beats the one that does not.
     assert scores["pixel"] > 0.9 > scores["mndwi"] > scores["ndwi"]
+    assert min(scores["pixel_slope"], scores["mlp"], scores["mlp_context"]) > 0.8
+    assert scores["dem"] < 0.4  # this ground is flat everywhere
 
     class Untouchable(WaterStore):
         def __getitem__(self, row):
@@ -136,7 +147,7 @@ def test_the_classifier_is_weighted_back_to_the_prevalence():
 
     torch = pytest.importorskip("torch")
     store = Noise()
-    predictor = PixelClassifier(store, range(6), per_class=50, trees=5)
+    predictor = PixelClassifier(store, range(6), per_class=50, rounds=5)
     arrays = {"S2L2A": store[0].s2, "S1GRD": store[0].s1, "DEM": store[0].dem}
     found = predictor({name: torch.from_numpy(a[None].astype(np.float32)) for name, a in arrays.items()})
     assert 0.08 < found.mean() < 0.25  # one half without the weights
@@ -200,3 +211,14 @@ def test_reliability_agrees_with_sklearn():
     assert calibration.calibration_error(honest) < 0.05 < calibration.calibration_error(table)
     with pytest.raises(ConfigError, match="divide 200"):
         calibration.reliability(table, 30)
+
+
+def test_the_oracle_calls_all_standing_water_a_lake():
+    torch = pytest.importorskip("torch")
+    store = WaterStore(3)
+    truth = {c.chip_id: SimpleNamespace(body=np.where(c.mask, 2, 0)) for c in store.chips}
+    predict = baseline("oracle", store, (), truth=truth)
+    found = predict({"row": torch.tensor([2, 0])})
+    np.testing.assert_array_equal(found, [store.chips[2].mask, store.chips[0].mask])
+    with pytest.raises(ConfigError, match="truth"):
+        baseline("oracle", store, ())

@@ -1,15 +1,20 @@
 """Baselines that go the same way as the network: same chips, same score tables, threshold tuned on validation.
 
 A spectral index is not a probability; (index + 1) / 2 carries it monotonically to 0..1, so that its whole threshold
-range (in steps of 0.01 of the index) is in the same histograms, and no setting is lost. The pixel classifier sees all
-15 bands of one pixel and nothing of its neighbours.
+range (in steps of 0.01 of the index) is in the same histograms, and no setting is lost.
+
+Classifiers are told apart by what they are given (:data:`INPUTS`): gradient boosting on the bands of single pixels,
+with and without slope; on the shape of the elevation model alone; and a small network (MLP) on single pixels, with and
+without the means of their surroundings. The oracle is no method: it calls all true standing water a lake, and so is the
+ceiling for whoever cannot tell reservoirs and ponds from glacial lakes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +22,12 @@ import numpy as np
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.evaluate import Store
 from cryosentinel.evaluation.predictors import Predictor
-from cryosentinel.indices import mndwi, ndwi
-from cryosentinel.sensors import BAND_COUNT
+from cryosentinel.indices import dem_shape, mndwi, ndwi, slope
 
 if TYPE_CHECKING:
     import torch
-    from sklearn.ensemble import HistGradientBoostingClassifier
 
-FEATURES = BAND_COUNT + 2  # 12 + 2 + 1 bands, NDWI, MNDWI
+AROUND_PX = 21  # the surroundings of a pixel: 210 m
 
 
 class IndexPredictor:
@@ -47,30 +50,56 @@ class IndexPredictor:
         return np.clip((index + 1) / 2, 0, 1)
 
 
-def pixel_features(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
-    """One row a pixel: the 15 bands in order, then NDWI and MNDWI.
+def _bands(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+    return np.stack([*s2, *s1, *dem, ndwi(s2), mndwi(s2)]).astype(np.float32)
 
-    Args:
-        s2, s1, dem: (..., 12 | 2 | 1, H, W), clipped and filled.
 
-    Returns:
-        (pixels, 17) float32.
-    """
-    indices = np.stack([ndwi(s2), mndwi(s2)], axis=-3)
-    planes = np.concatenate([a.astype(np.float32) for a in (s2, s1, dem, indices)], axis=-3)
-    return np.moveaxis(planes, -3, -1).reshape(-1, FEATURES)
+def _bands_and_slope(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+    return np.concatenate([_bands(s2, s1, dem), slope(dem[0])[None]])
+
+
+def _shape(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+    return dem_shape(dem[0])
+
+
+def _logs(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.log(np.maximum(s2, 1.0)), _bands_and_slope(s2, s1, dem)[12:]])
+
+
+def _logs_and_surroundings(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import uniform_filter
+
+    logs = _logs(s2, s1, dem)
+    around = uniform_filter(logs[:14], (0, AROUND_PX, AROUND_PX), mode="nearest")
+    return np.concatenate([logs, around, dem_shape(dem[0])])
+
+
+#: Classifier -> its inputs, (F, H, W) float32 of one chip's clipped and filled bands.
+INPUTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "pixel": _bands,  # the 15 bands in order, NDWI, MNDWI
+    "pixel_slope": _bands_and_slope,
+    "dem": _shape,
+    "mlp": _logs,  # log reflectance, radar, elevation, NDWI, MNDWI, slope
+    "mlp_context": _logs_and_surroundings,  # these, their means over 210 m, the shape of the ground
+}
 
 
 def sample_pixels(
-    store: Store, rows: Sequence[int], per_class: int = 100, seed: int = 42
+    store: Store, rows: Sequence[int], per_class: int = 100, seed: int = 42, inputs: str = "pixel"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A seeded sample of valid training pixels, up to ``per_class`` lake and as many background pixels from each chip.
 
     The weights undo the sampling: a pixel stands for as many valid pixels of its class as its chip holds for each one
     drawn. A chip's draw depends on the seed and its position in the index only.
 
+    Args:
+        store, rows: the training chips.
+        per_class: pixels a class and chip.
+        seed: of the draw.
+        inputs: of :data:`INPUTS`.
+
     Returns:
-        features (n, 17) float32, lake (n,) bool, weight (n,) float64 with mean 1.
+        features (n, F) float32, lake (n,) bool, weight (n,) float64 with mean 1.
 
     Raises:
         InputError: the chips hold no lake pixel, or nothing else.
@@ -89,9 +118,8 @@ def sample_pixels(
             weights.append(np.full(len(taken), len(candidates) / max(len(taken), 1)))
             lake.append(np.full(len(taken), wanted))
         at = np.concatenate(drawn)
-        # Only the drawn pixels are cleaned: a chip is a row of them.
-        cut = (a.reshape(len(a), -1)[:, at][:, None, :] for a in (chip.s2, chip.s1, chip.dem))
-        features.append(pixel_features(*clean(*cut)))
+        planes = INPUTS[inputs](*clean(chip.s2, chip.s1, chip.dem))
+        features.append(planes.reshape(len(planes), -1)[:, at].T)
     y, weight = np.concatenate(lake), np.concatenate(weights)
     if y.all() or not y.any():
         raise InputError(
@@ -102,60 +130,105 @@ def sample_pixels(
 
 
 class PixelClassifier:
-    """Gradient boosting over the bands of single pixels, fitted at its first use (so never, if results are there).
+    """Gradient boosting or a small network over pixels, fitted at its first use (so never, if results are there).
 
     Args:
         store, rows: the training chips.
+        inputs: of :data:`INPUTS`; those called "mlp" go to a network of two layers, the others to gradient boosting.
         per_class: pixels a class and chip, see :func:`sample_pixels`.
         seed: of the sample and of the classifier.
-        trees: boosting iterations.
+        rounds: boosting iterations, or epochs of the network.
     """
 
     def __init__(
-        self, store: Store, rows: Sequence[int], per_class: int = 100, seed: int = 42, trees: int = 100
+        self,
+        store: Store,
+        rows: Sequence[int],
+        inputs: str = "pixel",
+        per_class: int = 100,
+        seed: int = 42,
+        rounds: int | None = None,
     ) -> None:
         self._store, self._rows = store, [int(r) for r in rows]
-        self._model: HistGradientBoostingClassifier | None = None
+        self._model: Any = None
+        self._network = inputs.startswith("mlp")
         # The training chips are part of the settings: another split is another classifier.
         chips = hashlib.sha256(json.dumps(store.index["chip_id"].iloc[self._rows].tolist()).encode()).hexdigest()
         self.settings: dict[str, Any] = {
-            "classifier": "HistGradientBoosting", "per_class": per_class, "seed": seed, "trees": trees,
+            "classifier": "MLP 64-64" if self._network else "HistGradientBoosting", "inputs": inputs,
+            "per_class": per_class, "seed": seed, "rounds": rounds or (30 if self._network else 100),
             "trained_on": chips,
         }  # fmt: skip
 
-    def fit(self) -> HistGradientBoostingClassifier:
-        """The fitted classifier."""
+    def fit(self) -> Any:
+        """The fitted classifier, of scikit-learn."""
         if self._model is None:
-            from sklearn.ensemble import HistGradientBoostingClassifier
+            s = self.settings
+            features, lake, weight = sample_pixels(self._store, self._rows, s["per_class"], s["seed"], s["inputs"])
+            if self._network:
+                from sklearn.exceptions import ConvergenceWarning
+                from sklearn.neural_network import MLPClassifier
+                from sklearn.pipeline import make_pipeline
+                from sklearn.preprocessing import StandardScaler
 
-            features, lake, weight = sample_pixels(
-                self._store, self._rows, self.settings["per_class"], self.settings["seed"]
-            )
-            model = HistGradientBoostingClassifier(
-                max_iter=self.settings["trees"], early_stopping=False, random_state=self.settings["seed"]
-            )
-            self._model = model.fit(features, lake, sample_weight=weight)
+                network = MLPClassifier((64, 64), max_iter=s["rounds"], batch_size=512, random_state=s["seed"])
+                # Its epochs are few on purpose: that it has not converged is no news.
+                with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                    self._model = make_pipeline(StandardScaler(), network).fit(
+                        features, lake, mlpclassifier__sample_weight=weight
+                    )
+            else:
+                from sklearn.ensemble import HistGradientBoostingClassifier
+
+                model = HistGradientBoostingClassifier(
+                    max_iter=s["rounds"], early_stopping=False, random_state=s["seed"]
+                )
+                self._model = model.fit(features, lake, sample_weight=weight)
         return self._model
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
-        """See :class:`cryosentinel.evaluation.predictors.Predictor`."""
-        arrays = [batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")]
-        shape = arrays[0].shape[:1] + arrays[0].shape[2:]
-        probability = self.fit().predict_proba(pixel_features(*arrays))[:, 1]
-        return probability.astype(np.float32).reshape(shape)
+        model, found = self.fit(), []
+        for s2, s1, dem in zip(*(batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")), strict=True):
+            planes = INPUTS[self.settings["inputs"]](s2, s1, dem)
+            probability = model.predict_proba(planes.reshape(len(planes), -1).T)[:, 1]
+            found.append(probability.astype(np.float32).reshape(s2.shape[1:]))
+        return np.stack(found)
 
 
-def baseline(name: str, store: Store, train_rows: Sequence[int], seed: int = 42) -> Predictor:
-    """A baseline by name: "mndwi", "ndwi" or "pixel".
+class Oracle:
+    """All true standing water, frozen or open, glacial or not: what cannot be passed without telling them apart.
+
+    Args:
+        store: the chips.
+        truth: chip id -> truth with ``body``, 0 where no standing water is.
+    """
+
+    def __init__(self, store: Store, truth: Mapping[str, Any]) -> None:
+        self._ids, self._truth = store.index["chip_id"].tolist(), truth
+        self.settings: dict[str, Any] = {"oracle": "standing water"}
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        rows = batch["row"].tolist()
+        return np.stack([(self._truth[self._ids[row]].body > 0).astype(np.float32) for row in rows])
+
+
+def baseline(
+    name: str, store: Store, train_rows: Sequence[int], seed: int = 42, truth: Mapping[str, Any] | None = None
+) -> Predictor:
+    """A baseline by name: an index, a classifier of :data:`INPUTS`, or "oracle" (needs ``truth``, see :class:`Oracle`).
 
     Raises:
-        ConfigError: there is no such baseline.
+        ConfigError: there is no such baseline, or the oracle has no truth.
     """
-    if name == "pixel":
-        return PixelClassifier(store, train_rows, seed=seed)
+    if name in INPUTS:
+        return PixelClassifier(store, train_rows, name, seed=seed)
     if name in ("mndwi", "ndwi"):
         return IndexPredictor(name)
-    raise ConfigError(f"There is no baseline {name!r}; choose among {', '.join(BASELINES)}.")
+    if name == "oracle":
+        if truth is None:
+            raise ConfigError("The oracle needs the known truth, which only simulated chips have.")
+        return Oracle(store, truth)
+    raise ConfigError(f"There is no baseline {name!r}; choose among {', '.join(BASELINES)} or oracle.")
 
 
-BASELINES = ("mndwi", "ndwi", "pixel")
+BASELINES = ("mndwi", "ndwi", *INPUTS)

@@ -204,13 +204,13 @@ def baseline(study: Study, name: str = "mndwi", splits: Sequence[str] = ("val", 
 
     Args:
         study: the chips.
-        name: mndwi, ndwi, or pixel (gradient boosting on single pixels of all bands, fitted on the training split).
+        name: of :data:`cryosentinel.evaluation.baselines.BASELINES`, or "oracle" for simulated chips.
         splits: which splits.
     """
     from cryosentinel.evaluation import baselines
 
     module = study.datamodule
-    predict = baselines.baseline(name, module.store, module.rows["train"].tolist())
+    predict = baselines.baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth)
     folder = study.folders.predictions(name, getattr(predict, "settings", {}))
     return _evaluate(study, predict, folder, f"baseline {name}", splits)
 
