@@ -309,16 +309,15 @@ def ingest(
     print(run(region, year, files, stac, out, box, scheduler, workers, settings, allow_failed).summary())
 
 
-def convert(src: str, dst: Path) -> None:
+def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto") -> None:
     """Turn a checkpoint whose pickle holds foreign objects into safetensors, without running anything that it holds.
 
     Args:
         src: the checkpoint (.ckpt, .pt): a path, a bare name found in the latest run, or hf://owner/repo/path.
         dst: the .safetensors file to write.
+        weights: of a file with raw and averaged weights (EMA) which; auto takes the average where there is one.
     """
-    from cryosentinel import paths
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.models.convert import convert as run
 
-    path = Path(src) if Path(src).is_file() else resolve_checkpoint(src, paths.runs())
-    print(run(path, dst))
+    print(run(resolve_checkpoint(src), dst, weights))

@@ -202,7 +202,7 @@ def test_pretraining_starts_from_a_local_encoder(stages, chips, encoder):
 
 
 def test_finetuning_starts_from_exactly_that_soup(stages, chips):
-    assert stages.soup.status == 0 and stages.soup.out.strip() == str(SOUP)
+    assert stages.soup.status == 0 and stages.soup.out.splitlines()[-1] == str(SOUP)
     command, run = stages.finetuning, stages.run(FINETUNE)
     assert command.status == 0, command.err
     soup = segmenter_state(load_checkpoint(stages.folder / SOUP))

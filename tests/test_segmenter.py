@@ -9,9 +9,15 @@ from model_factory import SLIM, batch, slim
 
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.indices import mndwi, ndwi
-from cryosentinel.models.refiner import IndexRefiner
-from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter
-from cryosentinel.models.terramind import BACKBONES, TERRAMIND_STATISTICS, published_weights
+from cryosentinel.models.segmenter import (
+    BACKBONES,
+    TERRAMIND_STATISTICS,
+    IndexRefiner,
+    Segmenter,
+    SegmenterConfig,
+    build_segmenter,
+    published_weights,
+)
 from cryosentinel.sensors import PUBLISHED_STATISTICS, Statistics
 
 

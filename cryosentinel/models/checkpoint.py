@@ -9,16 +9,13 @@ from typing import Any
 
 import torch
 
-from cryosentinel.errors import CheckpointError
+from cryosentinel import paths
+from cryosentinel.errors import CheckpointError, CryoSentinelError
 from cryosentinel.files import replacing
-from cryosentinel.models.convert import convert as convert
-from cryosentinel.models.reading import load_checkpoint as load_checkpoint
+from cryosentinel.models.archive import load_checkpoint as load_checkpoint
 from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter, without_weights
 from cryosentinel.models.statedict import Weights, load_state, segmenter_state
 from cryosentinel.sensors import Statistics
-
-#: Entries of a configuration that do not change what is built.
-NOT_STRUCTURE = ("pretrained", "weights", "drop_path")
 
 
 def load_segmenter(
@@ -27,6 +24,7 @@ def load_segmenter(
     statistics: Statistics | str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     weights: Weights = "auto",
+    verbose: bool = True,
 ) -> Segmenter:
     """Load a segmenter, in evaluation mode.
 
@@ -39,6 +37,7 @@ def load_segmenter(
         device: where the model goes.
         weights: of a file with raw and averaged weights, which: "ema", "raw", or "auto" (the average where there is
             one).
+        verbose: print which weights were taken, and how many tensors.
 
     Raises:
         CheckpointError: the file cannot be read safely, does not say what it holds, or does not fit the configuration.
@@ -49,7 +48,7 @@ def load_segmenter(
     if not (statistics is None or isinstance(statistics, Statistics)):
         statistics = Statistics.read(statistics)
     checkpoint = load_checkpoint(path)
-    own_config, own_statistics = _description(checkpoint)
+    own_config, own_statistics = describe(checkpoint, path)
     if config is None:
         if own_config is None:
             raise CheckpointError(
@@ -65,7 +64,7 @@ def load_segmenter(
             f"{path} does not hold the statistics that its model normalises by; give them (statistics=, on the command "
             "line --statistics with the dataset's dataset_stats_v3.json)."
         )
-    state = segmenter_state(checkpoint, weights, str(path))
+    state = segmenter_state(checkpoint, weights, str(path), verbose)
     with torch.device("meta"):  # no time and memory for random weights that are replaced at once
         segmenter = build_segmenter(without_weights(config), statistics)
     load_state(segmenter, state, str(path), assign=True)
@@ -73,16 +72,29 @@ def load_segmenter(
     return segmenter.to(device).eval()
 
 
-def _description(checkpoint: Mapping[str, Any]) -> tuple[SegmenterConfig | None, Statistics | None]:
-    """What the file says of its model and statistics, where it says it in this package's words."""
+def describe(
+    checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
+) -> tuple[SegmenterConfig | None, Statistics | None]:
+    """What the file says of its model and statistics, where it says it in this package's words.
+
+    Raises:
+        CheckpointError: it says it in values that cannot be used.
+    """
     hyper = checkpoint.get("hyper_parameters")
-    if not isinstance(hyper, Mapping):
-        return None, None
+    hyper = hyper if isinstance(hyper, Mapping) else {}
     model, statistics = hyper.get("segmenter"), hyper.get("statistics")
-    return (
-        SegmenterConfig.from_dict(model) if isinstance(model, Mapping) else None,
-        Statistics.from_dict(statistics) if isinstance(statistics, Mapping) else None,
-    )
+    try:
+        return (
+            None if model is None else SegmenterConfig.from_dict(model),
+            None if statistics is None else Statistics.from_dict(statistics),
+        )
+    except (CryoSentinelError, OverflowError) as error:
+        raise CheckpointError(f"{path} describes a model that cannot be built: {error}") from None
+
+
+def structure(config: SegmenterConfig) -> dict[str, Any]:
+    """A configuration without the entries that do not change what is built."""
+    return {k: v for k, v in config.as_dict().items() if k not in ("pretrained", "weights", "drop_path")}
 
 
 def refuse_other_structure(path: str | os.PathLike[str], own: SegmenterConfig, asked: SegmenterConfig) -> None:
@@ -91,8 +103,8 @@ def refuse_other_structure(path: str | os.PathLike[str], own: SegmenterConfig, a
     Raises:
         CheckpointError: they differ in more than initial weights and drop path; the sentence names where.
     """
-    own_values, asked_values = own.as_dict(), asked.as_dict()
-    differing = [k for k in own_values if k not in NOT_STRUCTURE and own_values[k] != asked_values[k]]
+    own_values, asked_values = structure(own), structure(asked)
+    differing = [k for k in own_values if own_values[k] != asked_values[k]]
     if differing:
         pairs = "; ".join(f"{k} is {own_values[k]!r} there, {asked_values[k]!r} asked" for k in differing[:3])
         raise CheckpointError(
@@ -146,19 +158,19 @@ def _refuse_objects(value: Any, where: str) -> None:
         )
 
 
-def resolve_checkpoint(ckpt: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = "outputs/runs") -> Path:
+def resolve_checkpoint(ckpt: str | os.PathLike[str], runs_dir: str | os.PathLike[str] | None = None) -> Path:
     """Find a checkpoint by path, by name in the latest run, or on the hub.
 
     Args:
         ckpt: an existing path; or a bare name such as ``soup.ckpt``, looked for in the ``checkpoints`` folder of every
             run, the latest written wins; or ``hf://owner/repo/path[@revision]``.
-        runs_dir: the folder of run folders.
+        runs_dir: the folder of run folders; the outputs' own by default.
 
     Raises:
         CheckpointError: there is no such file.
         HubError: the hub cannot be reached or does not hold it.
     """
-    name = os.fspath(ckpt)
+    name, runs = os.fspath(ckpt), Path(runs_dir or paths.runs())
     if name.startswith("hf://"):
         from cryosentinel.hub import download_file
 
@@ -167,13 +179,13 @@ def resolve_checkpoint(ckpt: str | os.PathLike[str], runs_dir: str | os.PathLike
         return Path(name)
     if Path(name).name != name:
         raise CheckpointError(f"There is no checkpoint {name}; check the path.")
-    found = [path for path in Path(runs_dir).glob("*/checkpoints/*") if path.name == name and path.is_file()]
+    found = [path for path in runs.glob("*/checkpoints/*") if path.name == name and path.is_file()]
     if found:
         return max(found, key=lambda path: (path.stat().st_mtime_ns, path))
-    others = sorted({path.name for path in Path(runs_dir).glob("*/checkpoints/*.ckpt")})
+    others = sorted({path.name for path in runs.glob("*/checkpoints/*.ckpt")})
     there = f"the runs there hold {', '.join(others[:5])}" if others else "there are no finished runs there"
     raise CheckpointError(
-        f"No run in {runs_dir} holds a checkpoint {name} ({there}); run the training first, or give a path or an "
+        f"No run in {runs} holds a checkpoint {name} ({there}); run the training first, or give a path or an "
         "hf:// address."
     )
 

@@ -1,34 +1,93 @@
-"""The segmenter: a batch of chips in physical units to one water logit a pixel."""
+"""The segmenter: a batch of chips in physical units to one water logit a pixel.
+
+TerraMind (Jakubik et al. 2025, arXiv:2504.11171) through TerraTorch with the card's necks, decoder and head, an index
+refiner behind it; and the literature's baseline, a U-Net.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 import yaml
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cryosentinel import paths
 from cryosentinel.errors import ConfigError, HubError, InputError
-from cryosentinel.models.reading import load_checkpoint
-from cryosentinel.models.refiner import IndexRefiner
+from cryosentinel.indices import mndwi, ndwi
+from cryosentinel.models.archive import listed, load_checkpoint
 from cryosentinel.models.statedict import is_backbone, load_backbone, load_state, segmenter_state
-from cryosentinel.models.terramind import (
-    BACKBONES,
-    DECODERS,
-    MERGE_METHODS,
-    TERRAMIND_STATISTICS,
-    build_terramind,
-    published_weights,
-)
 from cryosentinel.sensors import MODALITIES, Statistics
 
 ARCHITECTURES = ("terramind", "smp_unet")
+#: TerraMind backbone -> number of transformer blocks.
+BACKBONES = {"terramind_v1_tiny": 12, "terramind_v1_small": 12, "terramind_v1_base": 12, "terramind_v1_large": 24}
+#: The blocks that feed the decoder, by depth: every third or sixth.
+SELECTED_BLOCKS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23)}
+DECODERS = ("UperNetDecoder", "UNetDecoder")
+MERGE_METHODS = ("mean", "max", "concat")
+
+#: The standardisation that TerraMind 1.0 was pretrained with, in the units of the chips.
+TERRAMIND_STATISTICS = Statistics(
+    means={
+        "S2L2A": (
+            1390.458,
+            1503.317,
+            1718.197,
+            1853.910,
+            2199.100,
+            2779.975,
+            2987.011,
+            3083.234,
+            3132.220,
+            3162.988,
+            2424.884,
+            1857.648,
+        ),
+        "S1GRD": (-12.599, -20.293),
+        "DEM": (670.665,),
+    },
+    stds={
+        "S2L2A": (
+            2106.761,
+            2141.107,
+            2038.973,
+            2134.138,
+            2085.321,
+            1889.926,
+            1820.257,
+            1871.918,
+            1753.829,
+            1797.379,
+            1434.261,
+            1334.311,
+        ),
+        "S1GRD": (5.195, 5.890),
+        "DEM": (951.272,),
+    },
+)  # fm
+#: Encoders of smp_unet. Only these are built: segmentation_models_pytorch takes further names to mean models of timm,
+#: some of which it would look for on a hub, and the name may come from a checkpoint.
+ENCODERS = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"resnext{name}" for name in ("50_32x4d", "101_32x8d")),
+    *(f"se_resnet{depth}" for depth in (50, 101, 152)),
+    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+    *(f"vgg{depth}_bn" for depth in (11, 13, 16, 19)),
+    *(f"efficientnet-b{size}" for size in range(8)),
+    *(f"mit_b{size}" for size in range(6)),
+    "mobilenet_v2",
+)
 SIZE_RANGE = (128, 512)  # pixels a side
+_WIDEST = 4096  # channels of one layer
 _BLOCK = re.compile(r"(?:^|\.)net\.(?:_orig_mod\.)?encoder\.(?:_orig_mod\.)?encoder\.(\d+)\.")
 
 
@@ -39,7 +98,7 @@ class SegmenterConfig:
     Attributes:
         architecture: "terramind" (TerraMind encoder, TerraTorch necks, decoder and head) or "smp_unet" (U-Net from
             segmentation_models_pytorch, the literature's baseline).
-        backbone: TerraMind size, one of :data:`cryosentinel.models.terramind.BACKBONES`.
+        backbone: TerraMind size, one of :data:`BACKBONES`.
         modalities: the inputs, any non-empty part of S2L2A, S1GRD, DEM.
         merge_method: how the modalities' tokens become one map: "mean", "max" or "concat".
         pretrained: start from published weights (TerraMind's own; ImageNet for smp_unet) instead of random ones.
@@ -51,9 +110,9 @@ class SegmenterConfig:
         decoder_scale_modules: UperNet's own pyramid, on top of the learned neck, as in the published configuration.
         head_channels: 3x3 convolutions between decoder and logit; empty for a single 1x1 convolution.
         drop_path: stochastic depth rate of the encoder, rising linearly to this value in the last block.
-        refiner: add the :class:`~cryosentinel.models.refiner.IndexRefiner` (needs S2L2A).
+        refiner: add the :class:`IndexRefiner` (needs S2L2A).
         refiner_channels: its width.
-        encoder_name: encoder of smp_unet, a name of segmentation_models_pytorch.
+        encoder_name: encoder of smp_unet, one of :data:`ENCODERS`.
     """
 
     architecture: str = "terramind"
@@ -76,11 +135,15 @@ class SegmenterConfig:
         for name in ("modalities", "decoder_channels", "head_channels"):
             if isinstance(value := getattr(self, name), list):  # YAML and JSON know lists only
                 object.__setattr__(self, name, tuple(value))
+        for field in fields(self):
+            if not _KINDS[str(field.type)](getattr(self, field.name)):
+                raise ConfigError(f"{field.name} is {_shown(getattr(self, field.name))}, not of type {field.type}.")
         _one_of("architecture", self.architecture, ARCHITECTURES)
         _one_of("backbone", self.backbone, BACKBONES)
         _one_of("merge_method", self.merge_method, MERGE_METHODS)
         _one_of("standardisation", self.standardisation, ("dataset", "terramind"))
         _one_of("decoder", self.decoder, DECODERS)
+        _one_of("encoder_name", self.encoder_name, ENCODERS)
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise ConfigError(
                 f"The modalities are {list(self.modalities)}; give one or more of {', '.join(MODALITIES)}, each once."
@@ -96,23 +159,19 @@ class SegmenterConfig:
             self._check_channels()
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}; it is a rate from 0 to below 1.")
-        if self.refiner_channels < 1:
-            raise ConfigError(f"refiner_channels is {self.refiner_channels}; it must be at least 1.")
+        if not 1 <= self.refiner_channels <= _WIDEST:
+            raise ConfigError(f"refiner_channels is {self.refiner_channels}; it is a number from 1 to {_WIDEST}.")
 
     def _check_channels(self) -> None:
         channels = self.decoder_channels
         wanted = "one number" if self.decoder == "UperNetDecoder" else "a list of four numbers"
-        fits = (
-            isinstance(channels, int)
-            if self.decoder == "UperNetDecoder"
-            else (isinstance(channels, tuple) and len(channels) == 4)
-        )
-        numbers = channels if isinstance(channels, tuple) else (channels,)
-        if not fits or not all(isinstance(c, int) and c > 0 for c in (*numbers, *self.head_channels)):
-            shown = list(channels) if isinstance(channels, tuple) else channels
+        numbers = (channels,) if isinstance(channels, int) else channels
+        fits = isinstance(channels, int) if self.decoder == "UperNetDecoder" else len(numbers) == 4
+        every = (*numbers, *self.head_channels)
+        if not fits or len(self.head_channels) > 16 or not all(0 < c <= _WIDEST for c in every):
             raise ConfigError(
-                f"{self.decoder} takes {wanted} above 0 as decoder_channels, not {shown}, and a list of "
-                f"numbers above 0 as head_channels, not {list(self.head_channels)}."
+                f"{self.decoder} takes {wanted} from 1 to {_WIDEST} as decoder_channels, not {_shown(channels)}, "
+                f"and up to 16 such numbers as head_channels, not {_shown(self.head_channels)}."
             )
         if self.decoder_scale_modules and self.decoder != "UperNetDecoder":
             raise ConfigError("decoder_scale_modules belongs to UperNetDecoder; set it to false.")
@@ -128,10 +187,11 @@ class SegmenterConfig:
         Raises:
             ConfigError: a key is unknown or a value cannot be used.
         """
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"The model configuration is {type(value).__name__}, where it holds keys and values.")
         if unknown := set(value) - {f.name for f in fields(cls)}:
             raise ConfigError(
-                f"The model configuration has no {', '.join(sorted(unknown))}; known are "
-                f"{', '.join(f.name for f in fields(cls))}."
+                f"The model configuration has no {listed(unknown)}; known are {', '.join(f.name for f in fields(cls))}."
             )
         return cls(**value)
 
@@ -165,9 +225,70 @@ class SegmenterConfig:
         return 16 if self.architecture == "terramind" else 32
 
 
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _tuple_of(kind: type, value: object) -> bool:
+    return isinstance(value, tuple) and all(type(entry) is kind for entry in value)
+
+
+#: What each type of a field takes; checked by hand because the values may come from a checkpoint.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda v: isinstance(v, str),
+    "str | None": lambda v: v is None or isinstance(v, str),
+    "bool": lambda v: isinstance(v, bool),
+    "int": lambda v: type(v) is int,
+    "float": lambda v: type(v) in (int, float),
+    "tuple[str, ...]": lambda v: _tuple_of(str, v),
+    "tuple[int, ...]": lambda v: _tuple_of(int, v),
+    "int | tuple[int, ...]": lambda v: type(v) is int or _tuple_of(int, v),
+}
+
+
 def _one_of(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
-        raise ConfigError(f"{name} {value!r} is unknown; known are {', '.join(known)}.")
+        raise ConfigError(f"{name} {_shown(value)} is unknown; known are {', '.join(known)}.")
+
+
+class IndexRefiner(nn.Module):
+    """Water indices and base logits through a small conv stack to a gated residual on the logits.
+
+    The indices come from physical reflectance at full resolution, so the residual can follow a shoreline that the
+    encoder sees only in patches of 16 pixels. The last layer starts at zero: a fresh refiner changes nothing. The gate
+    starts at one, so that the last layer has a gradient from the first step (a zero gate would starve it).
+    """
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.stack = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels, 1, 3, padding=1),
+        )
+        last = self.stack[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.gate = nn.Parameter(torch.ones(()))
+
+    def forward(self, reflectance: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Refine the logits.
+
+        Args:
+            reflectance: (B, 12, H, W), reflectance x 10,000, not normalised.
+            logits: (B, H, W).
+
+        Returns:
+            (B, H, W) logits.
+        """
+        logits = logits.float()
+        # tanh bounds what the stack sees of a confident base, whose logits grow without limit as training goes on.
+        inputs = torch.stack([ndwi(reflectance), mndwi(reflectance), torch.tanh(logits / 4)], dim=1)
+        return logits + self.gate * self.stack(inputs).squeeze(1).float()
 
 
 class Segmenter(nn.Module):
@@ -287,24 +408,114 @@ class SmpUNet(nn.Module):
         super().__init__()
         import segmentation_models_pytorch as smp
 
-        try:
-            unet = smp.Unet(
-                config.encoder_name,
-                encoder_weights="imagenet" if config.pretrained and config.weights is None else None,
-                in_channels=sum(len(MODALITIES[m]) for m in config.modalities),
-                classes=1,
-            )
-        except KeyError:
-            raise ConfigError(
-                f"encoder_name {config.encoder_name!r} is unknown to segmentation_models_pytorch; its "
-                "documentation lists them, for example efficientnet-b3."
-            ) from None
+        unet = smp.Unet(
+            config.encoder_name,
+            encoder_weights="imagenet" if config.pretrained and config.weights is None else None,
+            in_channels=sum(len(MODALITIES[m]) for m in config.modalities),
+            classes=1,
+        )
         self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """{modality: (B, bands, H, W)} to logits (B, H, W)."""
         features = self.encoder(torch.cat(list(inputs.values()), dim=1))
         return self.segmentation_head(self.decoder(features)).squeeze(1)
+
+
+def build_terramind(config: SegmenterConfig) -> nn.Module:
+    """Build encoder, necks, decoder and head with random weights.
+
+    Returns:
+        A TerraTorch model that maps {modality: (B, bands, H, W)} to an object whose ``output`` is (B, H, W).
+
+    Raises:
+        ConfigError: TerraTorch cannot be imported.
+    """
+    channels = config.decoder_channels
+    decoder_kwargs: dict[str, Any] = {"channels": list(channels) if isinstance(channels, tuple) else channels}
+    if config.decoder_scale_modules:
+        decoder_kwargs["scale_modules"] = True
+    with _quiet():
+        try:
+            import terratorch  # noqa: F401 (fills the registries)
+            from terratorch.models import EncoderDecoderFactory
+        except ImportError as error:
+            raise ConfigError(
+                f"TerraMind needs TerraTorch, which cannot be imported ({error}); install it with `pip install "
+                "terratorch`."
+            ) from error
+        warnings.simplefilter("ignore")  # again: importing all that may have put other filters first
+        with _RatesOnCpu():
+            net = EncoderDecoderFactory().build_model(
+                task="segmentation",
+                backbone=config.backbone,
+                backbone_kwargs={
+                    "pretrained": False,  # weights are loaded by us, with a check of every name
+                    "modalities": list(config.modalities),
+                    "merge_method": config.merge_method,
+                    "drop_path_rate": config.drop_path,
+                },
+                necks=[
+                    {"name": "SelectIndices", "indices": list(SELECTED_BLOCKS[BACKBONES[config.backbone]])},
+                    {"name": "ReshapeTokensToImage", "remove_cls_token": False},
+                    {"name": "LearnedInterpolateToPyramidal"},
+                ],
+                decoder=config.decoder,
+                decoder_kwargs=decoder_kwargs,
+                head_kwargs={"channel_list": list(config.head_channels)} if config.head_channels else {},
+                num_classes=1,
+            )
+    _use_plain_attention(net)
+    return net
+
+
+def _use_plain_attention(net: nn.Module) -> None:
+    """Let the encoder's attention use plain matrix products where they are faster: bfloat16 on a CPU.
+
+    At 588 tokens torch's fused CPU kernel takes about twice as long as the same attention in three steps, and it is
+    half of a training step of the tiny model. Everywhere else TerraTorch's own forward runs. Weights keep their names.
+    """
+    from terratorch.models.backbones.terramind.model.tm_utils import Attention
+
+    class PlainAttention(Attention):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            half = x.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")
+            if x.device.type != "cpu" or not half or mask is not None:
+                return super().forward(x, mask)
+            batch, tokens, width = x.shape
+            qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = qkv.unbind(0)  # (batch, heads, tokens, width / heads)
+            scores = (query * self.scale) @ key.transpose(-2, -1)
+            mixed = self.attn_drop(scores.softmax(dim=-1)) @ value
+            return self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width)))
+
+    for module in net.modules():
+        if type(module) is Attention:
+            module.__class__ = PlainAttention
+
+
+class _RatesOnCpu(TorchFunctionMode):
+    """Let TerraMind be built on the meta device: it reads its drop-path rates back from a ``linspace``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the stack's deprecation warnings and log lines from the user; errors still raise."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = None) -> Segmenter:
@@ -330,10 +541,18 @@ def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = Non
             f"The statistics cover {', '.join(statistics.means)} but the model also takes "
             f"{', '.join(missing)}; compute the statistics with it, or leave it out of the modalities."
         )
+    source, initial = config.weights, None
+    if source is None and config.pretrained and config.architecture == "terramind":
+        source = published_weights(config.backbone)
+    if source is not None:
+        initial = _initial(source)  # a file that cannot be used is named before anything is imported and built
     net = build_terramind(config) if config.architecture == "terramind" else SmpUNet(config)
     segmenter = Segmenter(config, statistics, net)
-    if config.weights is not None or (config.pretrained and config.architecture == "terramind"):
-        _load_initial(segmenter, config.weights or published_weights(config.backbone))
+    if initial is not None and source is not None:
+        if is_backbone(initial):
+            load_backbone(segmenter.net, initial, source)
+        else:
+            load_state(segmenter, initial, source)
     return segmenter
 
 
@@ -342,7 +561,14 @@ def without_weights(config: SegmenterConfig) -> SegmenterConfig:
     return replace(config, pretrained=False, weights=None)
 
 
-def _load_initial(segmenter: Segmenter, source: str) -> None:
+def published_weights(backbone: str) -> str:
+    """Where the authors keep the pretrained encoder, as an ``hf://`` address."""
+    size = backbone.rpartition("_")[2]
+    return f"hf://ibm-esa-geospatial/TerraMind-1.0-{size}/TerraMind_v1_{size}.pt"
+
+
+def _initial(source: str) -> dict[str, torch.Tensor]:
+    """The weights of a local file or an hf:// address: of a TerraMind encoder, or of a whole checkpoint."""
     path = source
     if source.startswith("hf://"):
         from cryosentinel.hub import download_file
@@ -351,11 +577,7 @@ def _load_initial(segmenter: Segmenter, source: str) -> None:
             path = str(download_file(source))
         except HubError as error:
             raise HubError(f"{str(error).rstrip('.')}, or name a local file of weights (model.weights).") from None
-    checkpoint = load_checkpoint(path)
-    if is_backbone(checkpoint["state_dict"]):
-        load_backbone(segmenter.net, checkpoint["state_dict"], source)
-    else:
-        load_state(segmenter, segmenter_state(checkpoint, source=source), source)
+    return segmenter_state(load_checkpoint(path), source=source)
 
 
 def parameter_counts(segmenter: Segmenter) -> dict[str, int]:

@@ -1,38 +1,52 @@
-"""Names of weights: the layouts in which a segmenter's state dict arrives, brought to ours."""
+"""A segmenter's weights in a checkpoint: which set, under which names, and whether all of them were taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from cryosentinel.errors import CheckpointError
+from cryosentinel.models.archive import Foreign, listed
 
 Weights = Literal["auto", "ema", "raw"]
 
 #: First parts of the names in TerraTorch's and segmentation_models_pytorch's own layouts.
 _NET_PARTS = ("encoder", "neck", "decoder", "head", "aux_heads", "segmentation_head")
 _BACKBONE_MARK = "encoder_embeddings."
+#: Last parts of the names of buffers, which an average of parameters does not cover.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "pos_emb")
+#: TerraMind's norms keep a bias of zeros as a buffer.
+_ZERO_BIAS = re.compile(r"^net\.encoder\..*norm\d?\.bias$")
+_EMA_NAME = re.compile(r"(?<![a-z])ema(?![a-z])|EMA|(?i:moving.?average)")
+#: Where averaging callbacks keep the raw weights while the average is in use.
+_BACKUPS = re.compile(r"backup|collected|original|raw|online")
 
 
-def canonical_keys(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def canonical_keys(state: Mapping[str, Any], source: str = "The checkpoint") -> dict[str, Any]:
     """Bring the names of a state dict to the segmenter's: ``net.*`` and ``refiner.*``.
 
     Handles ``model.``, ``_orig_mod.`` (compiled) and ``module.`` (averaged, data-parallel) prefixes in any order, and
     names that are TerraTorch's own (``encoder.``, ``neck.``, ``decoder.``, ``head.``). Where some names start with
     ``model.``, those that do not belong to the task around the model (a loss's buffers) and are left out.
+
+    Raises:
+        CheckpointError: two names become one.
     """
-    tensors = {k.replace("_orig_mod.", ""): v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    if any(k.startswith("model.") for k in tensors):
-        tensors = {k: v for k, v in tensors.items() if k.startswith("model.")}
-    result = {}
-    for key, value in tensors.items():
-        while key.startswith(("model.", "module.")):
-            key = key.partition(".")[2]
-        result[f"net.{key}" if key.partition(".")[0] in _NET_PARTS else key] = value
+    bare = {key: key.replace("_orig_mod.", "").removeprefix("module.") for key in state}
+    if any(name.startswith("model.") for name in bare.values()):
+        bare = {key: name for key, name in bare.items() if name.startswith("model.")}
+    result: dict[str, Any] = {}
+    for key, name in bare.items():
+        while name.startswith(("model.", "module.")):
+            name = name.partition(".")[2]
+        name = f"net.{name}" if name.partition(".")[0] in _NET_PARTS else name
+        if name in result:
+            raise CheckpointError(f"{source} holds two weights that are both the model's {name}; keep one of them.")
+        result[name] = state[key]
     return result
 
 
@@ -42,69 +56,142 @@ def is_backbone(state: Mapping[str, Any]) -> bool:
 
 
 def segmenter_state(
-    checkpoint: Mapping[str, Any], weights: Weights = "auto", source: str = ""
+    checkpoint: Mapping[str, Any], weights: Weights = "auto", source: str = "", verbose: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Take the segmenter's weights out of a checkpoint.
+    """Take the segmenter's weights out of a checkpoint: all of one set, or an error.
 
     A checkpoint may hold two sets: the raw weights and their exponential moving average (EMA). Lightning's averaging
     callbacks put the average into ``state_dict`` and the raw weights into ``current_model_state``; the published runs
     put the raw weights into ``state_dict`` and the average into the state of the callback ``EMA``.
 
     Args:
-        checkpoint: what :func:`cryosentinel.models.reading.load_checkpoint` returns.
+        checkpoint: what :func:`cryosentinel.models.archive.load_checkpoint` returns.
         weights: ``"ema"`` or ``"raw"`` takes that set; ``"auto"`` the average where there is one.
-        source: the file's name, for the message.
+        source: the file's name, for messages.
+        verbose: print which set was taken, and how many tensors.
+
+    Returns:
+        Name (``net.*``, ``refiner.*``) -> tensor; of a backbone alone, its own names.
 
     Raises:
-        CheckpointError: the wanted set is not there.
+        CheckpointError: the wanted set is not there or not whole, or a weight is not a tensor of real numbers.
     """
     state = checkpoint["state_dict"]
+    base = dict(state) if is_backbone(state) else canonical_keys(state, source)
     raw = checkpoint.get("current_model_state")
-    shadow = _shadow_weights(checkpoint.get("callbacks"))
+    shadow = _average(checkpoint.get("callbacks"), source) if weights != "raw" and raw is None else None
+    filled = 0
     if raw is not None:
-        chosen = raw if weights == "raw" else state
+        if not isinstance(raw, Mapping) or canonical_keys(raw).keys() != base.keys():
+            raise CheckpointError(f"{source} holds raw and averaged weights of different names; do not trust it.")
+        chosen, kind = (canonical_keys(raw), "raw") if weights == "raw" else (base, "averaged (EMA)")
     elif shadow is not None:
-        # The callback averages parameters; what it lacks (buffers) comes from the raw weights.
-        base = canonical_keys(state)
-        chosen = base if weights == "raw" else {**base, **_named_alike(shadow, base)}
+        chosen, filled = _averaged(base, shadow, source)
+        kind = "averaged (EMA)"
     elif weights == "ema":
         raise CheckpointError(f"The checkpoint {source} holds no EMA weights; ask for weights 'raw' or 'auto'.")
     else:
-        chosen = state
-    return canonical_keys(chosen)
+        chosen, kind = base, "raw" if weights == "raw" else "only"
+    _check_tensors(chosen, source)
+    if verbose:
+        notes = f", {filled} of them buffers that the average does not cover" if filled else ""
+        left = len(state) - len(base)
+        notes += f"; {left} entries outside the model left out" if left else ""
+        print(f"{source}: its {kind} weights, {len(chosen)} tensors{notes}.")
+    return chosen
 
 
-def _shadow_weights(callbacks: Any) -> dict[str, torch.Tensor] | None:
-    """The largest name-to-tensor mapping in the state of the callback whose name says EMA."""
-    if not isinstance(callbacks, Mapping):
-        return None
-    found: list[dict[str, torch.Tensor]] = []
+def _check_tensors(state: Mapping[str, Any], source: str) -> None:
+    if not state:
+        raise CheckpointError(f"{source} holds no weights of a model; check the path.")
+    for name, value in state.items():
+        kind = None
+        if not isinstance(value, torch.Tensor):
+            # A Foreign has the name of what was to make it: sparse, quantised, meta, of a subclass, NumPy's.
+            kind = value.name if isinstance(value, Foreign) else type(value).__name__
+        elif value.is_complex() or (name.endswith(("weight", "bias")) and not value.is_floating_point()):
+            kind = str(value.dtype)
+        if kind is not None:
+            raise CheckpointError(
+                f"{source} holds the weight {name} as {kind}, which is no dense tensor of floating numbers; convert it "
+                "to one where the file was written."
+            )
+
+
+def _average(callbacks: Any, source: str) -> Mapping[str, Any] | list[Any] | None:
+    """The average that a callback keeps: name -> tensor, or a list in the order of the parameters."""
+    found: list[Mapping[str, Any] | list[Any]] = []
+    opaque: list[str] = []
 
     def search(value: Any, depth: int) -> None:
-        if not isinstance(value, Mapping) or depth > 4:
-            return
-        tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-        if tensors:
-            found.append(tensors)
-        for inner in value.values():
-            search(inner, depth + 1)
+        entries = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
+        if any(isinstance(entry, torch.Tensor) and entry.ndim for entry in entries):
+            found.append(value)
+        if isinstance(value, Foreign):
+            opaque.append(value.name)
+        for key, entry in value.items() if isinstance(value, Mapping) and depth < 5 else ():
+            if not _BACKUPS.search(str(key).lower()):
+                search(entry, depth + 1)
 
-    for name, value in callbacks.items():
-        if "ema" in str(name).lower():
+    for name, value in callbacks.items() if isinstance(callbacks, Mapping) else ():
+        if _EMA_NAME.search(str(name)):
             search(value, 0)
-    return max(found, key=len, default=None)
+    largest = [entry for entry in found if len(entry) == max(map(len, found))]
+    if len(largest) > 1 or (opaque and not largest):
+        what = f"{len(largest)} sets of averaged weights" if largest else f"an average inside {listed(opaque)}"
+        raise CheckpointError(f"{source} holds {what}; choose the weights 'raw', or save the average as one set.")
+    return largest[0] if largest else None
 
 
-def _named_alike(shadow: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The average's entries that name weights of the model; counters of the callback are left out."""
-    return {key: value for key, value in canonical_keys(shadow).items() if key in base}
+def _averaged(
+    base: Mapping[str, Any], shadow: Mapping[str, Any] | list[Any], source: str
+) -> tuple[dict[str, Any], int]:
+    """The average with the buffers of the raw weights that it lacks, and how many those are."""
+    advice = "choose the weights 'raw', or save the average under the names of the weights"
+    parameters = [name for name in base if not _is_buffer(name, base[name])]
+    if isinstance(shadow, list):
+        shapes = [getattr(base[name], "shape", None) for name in parameters]
+        if [getattr(entry, "shape", None) for entry in shadow] != shapes:
+            raise CheckpointError(
+                f"{source} holds its average as a list of {len(shadow)} tensors without names, which do not fit the "
+                f"model's {len(parameters)} parameters one by one; {advice}."
+            )
+        named: dict[str, Any] = dict(zip(parameters, shadow, strict=True))
+    else:
+        named = canonical_keys({k: v for k, v in shadow.items() if isinstance(k, str)})
+        # What counts updates lies beside the average; it is no weight.
+        named = {k: v for k, v in named.items() if k in base or (isinstance(v, torch.Tensor) and v.ndim)}
+    missing, unknown = set(parameters) - named.keys(), named.keys() - base.keys()
+    if missing or unknown:
+        raise CheckpointError(
+            f"The average in {source} does not cover the model: {len(missing)} weights are missing "
+            f"({listed(missing) or 'none'}), {len(unknown)} are of other names ({listed(unknown) or 'none'}); {advice}."
+        )
+    return {name: named.get(name, value) for name, value in base.items()}, len(base.keys() - named.keys())
 
 
-def listed(keys: Iterable[str], count: int = 4) -> str:
-    """The first few names and how many more there are."""
-    names = sorted(keys)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+def _is_buffer(name: str, value: Any) -> bool:
+    """Whether a weight is one that no optimiser changes, so that an average of parameters lacks it."""
+    if name.rpartition(".")[2] in _BUFFERS or not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+        return True
+    return bool(_ZERO_BIAS.search(name)) and not value.float().any()
+
+
+def differences(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """How the names, shapes and kinds of two sets of weights differ, as parts of a sentence."""
+    if missing := own.keys() - state.keys():
+        yield f"{len(missing)} missing ({listed(missing)})"
+    if unexpected := state.keys() - own.keys():
+        yield f"{len(unexpected)} unexpected ({listed(unexpected)})"
+    shared = sorted(own.keys() & state.keys())
+    if reshaped := [k for k in shared if own[k].shape != state[k].shape]:
+        first = reshaped[0]
+        yield (
+            f"{len(reshaped)} of another shape ({listed(reshaped)}: {first} is {tuple(state[first].shape)}, here "
+            f"{tuple(own[first].shape)})"
+        )
+    if retyped := [k for k in shared if own[k].is_floating_point() != state[k].is_floating_point()]:
+        yield f"{len(retyped)} of another kind ({listed(retyped)}: {retyped[0]} is {state[retyped[0]].dtype})"
 
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str, assign: bool = False) -> None:
@@ -118,11 +205,9 @@ def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str
             ones as float32.
 
     Raises:
-        CheckpointError: names or shapes differ; the sentence names the first few.
+        CheckpointError: names, shapes or kinds differ; the sentence names the first few.
     """
-    own = module.state_dict()
-    problems = _differences(own, state)
-    if problems:
+    if problems := list(differences(module.state_dict(), state)):
         raise CheckpointError(
             f"The weights in {source} do not fit this model: {'; '.join(problems)}; give the configuration they were "
             "trained with."
@@ -146,25 +231,9 @@ def load_backbone(net: nn.Module, state: Mapping[str, torch.Tensor], source: str
     own = encoder.state_dict()
     parameters = dict(encoder.named_parameters())
     wanted = {k: v for k, v in own.items() if k in parameters or k in state}
-    problems = _differences(wanted, {k: v for k, v in state.items() if k in own})
-    if problems:
+    if problems := list(differences(wanted, {k: v for k, v in state.items() if k in own})):
         raise CheckpointError(
             f"The weights in {source} do not fit this backbone: {'; '.join(problems)}; give the file of the same "
             "TerraMind size and modalities."
         )
     encoder.load_state_dict({k: state[k] for k in wanted}, strict=False)
-
-
-def _differences(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
-    problems = []
-    if missing := own.keys() - state.keys():
-        problems.append(f"{len(missing)} missing ({listed(missing)})")
-    if unexpected := state.keys() - own.keys():
-        problems.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
-    if reshaped := [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]:
-        first = min(reshaped)
-        problems.append(
-            f"{len(reshaped)} of another shape ({listed(reshaped)}: {first} is {tuple(state[first].shape)}, here "
-            f"{tuple(own[first].shape)})"
-        )
-    return problems

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from cryosentinel.errors import CheckpointError
+from cryosentinel.models.archive import listed
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter, without_weights
-from cryosentinel.models.statedict import listed, segmenter_state
+from cryosentinel.models.statedict import segmenter_state
 from cryosentinel.sensors import PUBLISHED_STATISTICS
 from cryosentinel.training.optim import OptimConfig, learning_rate, part_of, rate_at
 
