@@ -162,18 +162,22 @@ def _check_alike(first: _Member, other: _Member) -> None:
 
 def _mean(members: Sequence[_Member]) -> dict[str, torch.Tensor]:
     """The mean of the members' weights, of their types; of whole numbers the largest."""
-    result = {}
-    for name, first in members[0].state.items():
-        others = [member.state[name] for member in members[1:]]
-        if first.is_floating_point():
-            total = first.to(torch.float64, copy=True)  # never the member itself
-            for other in others:
-                total += other
-            result[name] = total.div_(len(members)).to(first.dtype)
+    result = {name: torch.empty_like(first) for name, first in members[0].state.items()}
+    # Two buffers for all tensors: freed and allocated anew, they would break the heap into pieces.
+    longest = max(value.numel() for value in result.values())
+    buffers = torch.empty(2, longest, dtype=torch.float64)
+    for name, mean in result.items():
+        values = [member.state[name] for member in members]
+        if mean.is_floating_point():
+            total, addend = (buffer[: mean.numel()].view(mean.shape) for buffer in buffers)
+            total.copy_(values[0])
+            for value in values[1:]:
+                total += addend.copy_(value)
+            mean.copy_(total.div_(len(members)))
         else:
-            result[name] = first.clone()
-            for other in others:
-                result[name] = torch.maximum(result[name], other)
+            mean.copy_(values[0])
+            for value in values[1:]:
+                torch.maximum(mean, value, out=mean)
         for member in members:
             member.release()  # pages of a mapped file count as this program's memory until they are given back
     return result

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cryosentinel import paths
 from cryosentinel.files import read_json, replacing, sha256
-from cryosentinel.models.terramind import BACKBONES
+from cryosentinel.models.segmenter import BACKBONES
 from cryosentinel.study.stages import learning_rates
 from cryosentinel.training.config import RunConfig, differences, flatten, parse
 from cryosentinel.training.fit import build
