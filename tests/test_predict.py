@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ class PixelModel(torch.nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.shapes.append(tuple(batch["S2L2A"].shape))
         return self.gain * mndwi(batch["S2L2A"])
+
+
+def exact(**options: Any) -> Options:
+    """Options in float32, whatever the device's own format: results are compared with another computation."""
+    return Options(precision="32-true", **options)
 
 
 class ContextModel(torch.nn.Module):
@@ -91,7 +97,7 @@ def test_a_scene_of_any_size_equals_the_pixels(tmp_path: Path, height: int, widt
 def test_memory_follows_the_width_not_the_area(tmp_path: Path) -> None:
     model = PixelModel().eval()
     result = predict_scene(model, write_scene(tmp_path / "tall.tif", scene_bands(900, 230)), tmp_path, progress=False)
-    assert result["windows"] == len(window_starts(900, 224, 112)) * len(window_starts(230, 224, 112))
+    assert result["windows"]["run"] == len(window_starts(900, 224, 112)) * len(window_starts(230, 224, 112))
     assert max(shape[0] for shape in model.shapes) == 2  # a row band holds two windows, however tall the scene
 
 
@@ -118,7 +124,7 @@ def read(path: Path) -> np.ndarray:
 def test_a_network_with_context_sees_the_scene_as_if_whole(tmp_path: Path) -> None:
     bands, model = scene_bands(400, 460), ContextModel().eval()
     bands[12, 200, 230] = np.nan  # radar without data: filled before the network sees it, or its neighbours are lost
-    result = predict_scene(model, write_scene(tmp_path / "a.tif", bands), tmp_path, options=Options(flips=1),
+    result = predict_scene(model, write_scene(tmp_path / "a.tif", bands), tmp_path, options=exact(flips=1),
                            progress=False)  # fmt: skip
     got, expected = read(result["probability"]), whole(model, bands)
     assert got[200, 230] == 255 and (got == 255).sum() == 1
@@ -127,14 +133,14 @@ def test_a_network_with_context_sees_the_scene_as_if_whole(tmp_path: Path) -> No
     # there and more.
     assert error.max() < 0.15 and np.quantile(error, 0.999) < 0.06
     with open_scene(tmp_path / "a.tif") as opened:
-        flat = np.concatenate([b.bins for b in predict_bands(model, opened, Options(flips=1, overlap=0))])
+        flat = np.concatenate([b.bins for b in predict_bands(model, opened, exact(flips=1, overlap=0))])
     assert np.abs((flat + 0.5) / 200 - expected)[got != 255].max() > 0.3
 
 
 def test_probability_and_water_are_floored_and_cut_at_the_threshold(tmp_path: Path) -> None:
     bands, model = scene_bands(224, 224), ContextModel().eval()
     scene = write_scene(tmp_path / "a.tif", bands)
-    result = predict_scene(model, scene, tmp_path, threshold=0.7, options=Options(flips=1), progress=False)
+    result = predict_scene(model, scene, tmp_path, threshold=0.7, options=exact(flips=1), progress=False)
     expected, got = whole(model, bands), read(result["probability"])
     clear = np.abs(expected * 200 - np.rint(expected * 200)) > 1e-3  # not within rounding of an edge
     np.testing.assert_array_equal(got[clear], np.floor(expected[clear] * 200))
@@ -150,7 +156,7 @@ def test_flips_are_averaged(tmp_path: Path) -> None:
         p = np.clip(whole(model, np.flip(bands, axes)), 1e-6, 1 - 1e-6).astype(np.float64)
         logits.append(np.flip(np.log(p / (1 - p)), [a - 1 for a in axes]))
     for flips in (1, 2, 4):
-        result = predict_scene(model, scene, tmp_path / str(flips), options=Options(flips=flips), progress=False)
+        result = predict_scene(model, scene, tmp_path / str(flips), options=exact(flips=flips), progress=False)
         expected = 1 / (1 + np.exp(-np.mean(logits[:flips], axis=0)))
         np.testing.assert_allclose((read(result["probability"]) + 0.5) / 200, expected, atol=0.0026)
 
@@ -160,7 +166,7 @@ def test_windows_equal_monai(tmp_path: Path, overlap: int) -> None:
     inferers = pytest.importorskip("monai.inferers")
     bands, model = scene_bands(400, 500), ContextModel().eval()
     result = predict_scene(model, write_scene(tmp_path / "a.tif", bands), tmp_path,
-                           options=Options(flips=1, overlap=overlap), progress=False)  # fmt: skip
+                           options=exact(flips=1, overlap=overlap), progress=False)  # fmt: skip
     stacked = torch.from_numpy(np.concatenate(clean(*split_bands(bands))).astype(np.float32))[None]
 
     def network(x: torch.Tensor) -> torch.Tensor:
@@ -189,11 +195,11 @@ def test_rasters_are_cloud_optimised(tmp_path: Path) -> None:
 def test_windows_without_data_are_never_run(tmp_path: Path) -> None:
     bands, model = scene_bands(224, 900), PixelModel().eval()
     bands[:12, :, 400:] = 0
-    result = predict_scene(model, write_scene(tmp_path / "a.tif", bands), tmp_path, options=Options(flips=1),
+    result = predict_scene(model, write_scene(tmp_path / "a.tif", bands), tmp_path, options=exact(flips=1),
                            progress=False)  # fmt: skip
     states = result["window_states"]
-    assert (states == NO_DATA).sum() == 4 and result["windows"] == states.size - 4
-    assert sum(shape[0] for shape in model.shapes) == result["windows"]
+    assert (states == NO_DATA).sum() == 4 and result["windows"]["run"] == states.size - 4
+    assert sum(shape[0] for shape in model.shapes) == result["windows"]["run"]
     water = read(result["water"])
     assert (water[:, 400:] == 255).all() and (water[:, :400] != 255).all()
 
@@ -204,9 +210,9 @@ def test_gated_windows_are_counted_and_dry(tmp_path: Path) -> None:
     bands[7:12, 50:100, 50:100] = 100  # one lake, bright in green and dark beyond
     gate = Gate(ndwi=0.0, mndwi=0.2, slope=15, min_pixels=20)
     result = predict_scene(PixelModel().eval(), write_scene(tmp_path / "a.tif", bands), tmp_path,
-                           options=Options(flips=1, gate=gate), progress=False)  # fmt: skip
+                           options=exact(flips=1, gate=gate), progress=False)  # fmt: skip
     states = result["window_states"]
-    assert states[0, 0] != GATED and (states == GATED).sum() == states.size - 1 == states.size - result["windows"]
+    assert states[0, 0] != GATED and (states == GATED).sum() == states.size - 1 == result["windows"]["gated"]
     water = read(result["water"])
     assert water[60:90, 60:90].all() and water.sum() == 2500 and (water != 255).all()
 
@@ -215,7 +221,7 @@ def test_a_killed_run_goes_on_and_a_band_is_the_same_whoever_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene, model = write_scene(tmp_path / "a.tif", scene_bands(900, 300)), ContextModel().eval()
-    options = Options(flips=1, overlap=144)  # more than half: three rows of windows reach into a band
+    options = exact(flips=1, overlap=144)  # more than half: three rows of windows reach into a band
     through = predict_scene(model, scene, tmp_path / "through", options=options, progress=False)
     with monkeypatch.context() as patch:
         write, written = scenes._Parts.write, []
@@ -246,6 +252,13 @@ def test_a_killed_run_goes_on_and_a_band_is_the_same_whoever_makes_it(
     for name in ("probability", "water"):
         assert through[name].read_bytes() == resumed[name].read_bytes()
     assert not list((tmp_path / "killed").glob(".*"))
+    times = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "killed").iterdir()}
+    made.clear()
+    again = predict_scene(model, scene, tmp_path / "killed", options=options, progress=False)
+    assert not made and {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "killed").iterdir()} == times
+    assert again["water_ha"] == resumed["water_ha"]
+    predict_scene(ContextModel().eval(), scene, tmp_path / "killed", options=exact(flips=2), progress=False)
+    assert made, "other options are another run"
 
 
 def test_a_full_disk_leaves_the_old_raster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,7 @@ def describe(
         The lakes with ``lat``, ``lon`` (of a point inside), ``confidence`` (mean probability), ``elevation_m``,
         ``slope_deg`` (means) and ``flags`` (of :data:`FLAGS`).
     """
+    import pandas as pd
     from rasterio.windows import Window
 
     from cryosentinel.evaluation.scores import BINS, INVALID
@@ -265,7 +266,8 @@ def describe(
         "frozen": share["frozen"] >= _FROZEN_SHARE,
         "shadow": share["shadow"] >= _SHADOW_SHARE,
     }
-    flags = [", ".join(n for n in FLAGS if raised[n][i]) for i in range(len(frame))]
+    said = [", ".join(n for n in FLAGS if raised[n][i]) for i in range(len(frame))]
+    flags = pd.Series(said, index=frame.index, dtype="str")  # text also where there is no lake
     inside = frame.geometry.representative_point().to_crs(4326)
     return frame.assign(
         lat=inside.y.round(6), lon=inside.x.round(6), confidence=share["confidence"],

@@ -36,6 +36,7 @@ _COLOURS = ("#ff4e50", "#00c2ff", "#ffd23f", "#7ae582", "#c77dff")  # stand out 
 # What folium asks for by default and these maps do not use: markers with icons, and the widgets around them.
 _UNUSED = ("jquery", "bootstrap", "awesome-markers", "awesome.rotate", "fontawesome", "glyphicons")
 _SCRIPT = re.compile(r'<script src="([^"]+)"></script>')
+_RANDOM_NAME = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _STYLE = re.compile(r'<link rel="stylesheet" href="([^"]+)"\s*/?>')
 
 
@@ -105,6 +106,7 @@ def lake_map(
     images: Mapping[str, Overlay] | None = None,
     tiles: str | None = None,
     height: int = 480,
+    hidden: tuple[str, ...] = (),
 ) -> leafmap.Map:
     """A map of lakes with one pop-up a lake and a control of layers.
 
@@ -113,6 +115,7 @@ def lake_map(
         images: name of a layer -> an image beneath the lakes.
         tiles: name of a base map of leafmap or folium, which then needs a network; none by default.
         height: of the map in the page, pixels.
+        hidden: layers whose names begin with one of these are off until they are asked for.
 
     Raises:
         InputError: there is nothing to show, or a layer has no CRS.
@@ -127,7 +130,9 @@ def lake_map(
     )  # fmt: skip
     for name, overlay in (images or {}).items():
         image, bounds = on_web_grid(overlay)
-        layer = folium.raster_layers.ImageOverlay(_png(image), bounds=bounds, name=html.escape(name), pixelated=True)
+        layer = folium.raster_layers.ImageOverlay(
+            _png(image), bounds=bounds, name=html.escape(name), pixelated=True, show=not name.startswith(hidden)
+        )
         layer.add_to(shown)
         corners += bounds
     for number, (name, outlines) in enumerate(lakes.items()):
@@ -143,6 +148,7 @@ def lake_map(
         folium.GeoJson(
             outlines.to_json(),
             name=html.escape(name),
+            show=not name.startswith(hidden),
             style_function=lambda _, colour=colour: {"color": colour, "weight": 2, "fillOpacity": 0.12},
             popup=folium.GeoJsonPopup(fields, [html.escape(f).replace("_", " ") for f in fields]) if fields else None,
         ).add_to(shown)
@@ -211,7 +217,13 @@ def self_contained(page: str) -> str:
             return f"<style>{_leaflet('leaflet.css')}</style>"
         return _drop(match[1], needs_jquery)
 
-    return _STYLE.sub(style, _SCRIPT.sub(script, page))
+    return _STYLE.sub(style, _SCRIPT.sub(script, _numbered(page)))
+
+
+def _numbered(page: str) -> str:
+    """The page with folium's random names of its elements as numbers: the same map is the same text."""
+    names: dict[str, str] = {}
+    return _RANDOM_NAME.sub(lambda match: names.setdefault(match[0], f"{len(names):032d}"), page)
 
 
 def _drop(url: str, needs_jquery: bool) -> str:

@@ -8,7 +8,6 @@ file of its own, so that a killed run goes on, and any process can make any band
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ import numpy as np
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.scores import BINS, INVALID, probability_bins, threshold_bin
-from cryosentinel.files import replacing
+from cryosentinel.files import read_json, replacing, write_json
 from cryosentinel.geo import utm_epsg
 from cryosentinel.mapping.gate import Gate
 from cryosentinel.precision import choose
@@ -124,6 +123,8 @@ class Scene:
         for path in paths:
             if not path.startswith("/vsi") and not Path(path).is_file():
                 raise InputError(f"There is no raster {path}; check the path.")
+        # Workers of a cluster may run in other folders.
+        paths = tuple(path if path.startswith("/vsi") else os.path.abspath(path) for path in paths)
         return cls(paths, name or Path(paths[0]).stem)
 
     def signature(self) -> list[list[Any]]:
@@ -174,8 +175,24 @@ class OpenScene:
         """
         return split_bands(self.read_raw(top, rows))
 
-    def read_raw(self, top: int, rows: int) -> np.ndarray:
-        """The same rows as the files hold them, (15, rows, W) float32, not a number where a file declares no data."""
+    def preview(self, size: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Affine]:
+        """The whole scene as :meth:`read` gives it, thinned to at most ``size`` pixels a side, and its transform."""
+        from affine import Affine
+
+        step = max(1.0, max(self.shape) / size)
+        height, width = (max(1, round(side / step)) for side in self.shape)
+        a, b, c, d, e, f = self.transform[:6]
+        x, y = self.shape[1] / width, self.shape[0] / height
+        thin = Affine(a * x, b * y, c, d * x, e * y, f)
+        return split_bands(self.read_raw(0, self.shape[0], (height, width))), thin
+
+    def read_raw(self, top: int, rows: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """The same rows as the files hold them, (15, rows, W) float32, not a number where a file declares no data.
+
+        Args:
+            top, rows: first row and number of rows.
+            shape: thin them to so many rows and columns.
+        """
         from rasterio.errors import RasterioError
         from rasterio.windows import Window
 
@@ -184,7 +201,8 @@ class OpenScene:
         for source in self._sources:
             try:
                 # float32 holds every digital number, backscatter and elevation of the format exactly.
-                bands = source.read(window=window, out_dtype=np.float32)
+                out_shape = None if shape is None else (source.count, *shape)
+                bands = source.read(window=window, out_dtype=np.float32, out_shape=out_shape)
             except (RasterioError, ValueError) as error:
                 raise InputError(f"{source.name} breaks off at row {top} ({error}); copy or build it again.") from None
             if source.nodata is not None and not np.isnan(source.nodata):
@@ -453,8 +471,8 @@ def window_states(
 
 # --- files -------------------------------------------------------------------------------------------------------
 
-#: Makes bands ``first`` to ``last`` of a scene, in any order: :func:`predict_bands`, or a cluster that runs it.
-Maker = Callable[[Sequence[tuple[int, int]]], Iterable[Band]]
+#: Makes runs of bands (first, last + 1) of a scene elsewhere, in any order.
+Maker = Callable[[Scene, Options, Sequence[tuple[int, int]]], Iterable[Band]]
 
 
 @dataclass
@@ -518,7 +536,7 @@ def predict_scene(
     options: Options | None = None,
     progress: bool = True,
     weights: str | None = None,
-    maker: Callable[[Scene, Options, Sequence[tuple[int, int]]], Iterable[Band]] | None = None,
+    maker: Maker | None = None,
 ) -> dict[str, Any]:
     """Predict lake probability and water over a scene of any size.
 
@@ -533,13 +551,14 @@ def predict_scene(
         threshold: probability from which a pixel is water; a multiple of 1/200.
         options: windows, flips and gate.
         progress: show a progress bar, and say which precision was taken.
-        weights: identifies the weights in the key of a run to go on with; their digest by default.
-        maker: makes runs of bands elsewhere (a cluster), in any order.
+        weights: identifies the weights in the key of a run to go on with; a digest of the network by default.
+        maker: makes runs of bands elsewhere (a cluster), in any order; needs ``weights``.
 
     Returns:
-        ``{"probability": Path, "water": Path, "pixels", "valid_pixels", "water_pixels", "water_ha", "windows"}`` with
-        the number of windows predicted in ``windows``, and in ``window_states`` the state of every window,
-        (rows of windows, columns of windows).
+        What is also written to ``<name>.json``: the paths "probability" and "water", "pixels", "valid_pixels",
+        "water_pixels", "water_ha", "windows" (their number by state), and in "window_states" the state of each,
+        (rows of windows, columns of windows) uint8. A finished run with the same scene, options and weights is read
+        back, and no file is touched.
 
     Raises:
         InputError: the scene cannot be used (see :func:`open_scene`).
@@ -554,14 +573,17 @@ def predict_scene(
         options = replace(options, precision=precision.name)  # part of the key: a run goes on as it began
         if progress:
             print(precision, flush=True)
+        weights = weights or weights_digest(segmenter)
+    assert weights is not None
+    key = prediction_key(scene, options, weights)
+    finished = read_record(scene, out, key, threshold)
+    if finished:
+        return finished
     with open_scene(scene) as opened:
         height, width = opened.shape
         stride = options.window - options.overlap
         tops, lefts = window_starts(height, options.window, stride), window_starts(width, options.window, stride)
-        if weights is None:
-            assert segmenter is not None
-            weights = weights_digest(segmenter)
-        parts = _Parts(out, scene.name, prediction_key(scene, options, weights))
+        parts = _Parts(out, scene.name, key)
         missing = parts.missing(len(tops))
         total = len(tops) * len(lefts)
         there = total - sum(last - first for first, last in missing) * len(lefts)
@@ -576,15 +598,13 @@ def predict_scene(
             for band in made:
                 parts.write(band)
                 bar.update(len(lefts))
-        counts = {"pixels": height * width, "valid_pixels": 0, "water_pixels": 0}
-        states = np.zeros((len(tops), len(lefts)), np.uint8)
         profile = {
             "driver": "GTiff", "dtype": "uint8", "count": 1, "height": height, "width": width, "crs": opened.crs,
             "transform": opened.transform, "nodata": INVALID, "compress": "deflate", "tiled": True,
             "blockxsize": 512, "blockysize": 512,
         }  # fmt: skip
         tags = {
-            "probability": {"meaning": f"floor({BINS} x probability of glacial lake)", "threshold": str(threshold)},
+            "probability": {"meaning": f"floor({BINS} x probability of glacial lake)"},
             "water": {"meaning": f"1: glacial lake (probability >= {threshold}), 0: not"},
         }
         paths = {name: out / f"{scene.name}_{name}.tif" for name in tags}
@@ -600,17 +620,42 @@ def predict_scene(
         for name, values, resampling in (("probability", probability, "average"), ("water", water, "mode")):
             bands = (parts.read(index) for index in range(len(tops)))
             write_cog(paths[name], ((b.top, values(b)) for b in bands), profile, tags[name], resampling, parts.folder)
+        counts = {"pixels": height * width, "valid_pixels": 0, "water_pixels": 0}
+        states = []
         for index in range(len(tops)):
             band = parts.read(index)
             valid = band.bins != INVALID
             counts["valid_pixels"] += int(valid.sum())
             counts["water_pixels"] += int((valid & (band.bins >= water_from)).sum())
-            states[index] = band.states
-        shutil.rmtree(parts.folder, ignore_errors=True)
-        return {
-            **paths, **counts, "water_ha": counts["water_pixels"] * opened.pixel_ha(),
-            "windows": int((states == RUN).sum()), "window_states": states,
+            states.append("".join(map(str, band.states)))
+        record = {
+            "scene": scene.name, "key": key, "threshold": threshold, **counts,
+            "water_ha": counts["water_pixels"] * opened.pixel_ha(),
+            "windows": {name: sum(row.count(str(i)) for row in states) for i, name in enumerate(WINDOW_STATES)},
+            "options": asdict(options), "resampled": opened.resampled, "tags": opened.tags,
+            "size": {name: path.stat().st_size for name, path in paths.items()}, "window_states": states,
         }  # fmt: skip
+    write_json(out / f"{scene.name}.json", record)
+    shutil.rmtree(parts.folder, ignore_errors=True)
+    return _result(record, out)
+
+
+def read_record(scene: Scene, out: Path, key: str, threshold: float) -> dict[str, Any] | None:
+    """The result of a finished run with the same scene, options, weights and threshold; None where there is none."""
+    try:
+        record = read_json(out / f"{scene.name}.json")
+        paths = {name: out / f"{scene.name}_{name}.tif" for name in record["size"]}
+        same = (record["key"], record["threshold"]) == (key, threshold)
+        whole = all(path.stat().st_size == record["size"][name] for name, path in paths.items())
+        return _result(record, out) if same and whole and len(paths) == 2 else None
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _result(record: dict[str, Any], out: Path) -> dict[str, Any]:
+    states = np.array([[int(state) for state in row] for row in record["window_states"]], np.uint8)
+    paths = {name: out / f"{record['scene']}_{name}.tif" for name in record["size"]}
+    return {**record, **paths, "window_states": states}
 
 
 def write_cog(
@@ -666,8 +711,3 @@ def _row_windows(source: rasterio.DatasetReader) -> Iterator[tuple[int, Any]]:
 
     for top in range(0, source.height, 512):
         yield top, Window(0, top, source.width, min(512, source.height - top))
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(load: Callable[[], Segmenter]) -> Segmenter:
-    return load()

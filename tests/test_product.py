@@ -1,0 +1,231 @@
+"""From scenes to lakes: every output opens, a second run touches nothing, a cluster gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+from affine import Affine
+from chip_factory import write_dataset
+from test_predict import PixelModel, exact, write_scene
+
+from cryosentinel.errors import CheckpointError, ConfigError, HubError, InputError
+from cryosentinel.files import read_json
+from cryosentinel.mapping import product
+from cryosentinel.mapping.areas import calibrate
+from cryosentinel.mapping.cluster import cluster, cluster_maker
+from cryosentinel.mapping.gate import Gate
+from cryosentinel.mapping.product import chip_scenes, default_weights, map_lakes
+from cryosentinel.mapping.scene import Options, predict_scene
+
+OPTIONS = Options(flips=1, gate=Gate(ndwi=0, mndwi=0.2, slope=20, min_pixels=5))
+
+
+def slow_model() -> PixelModel:
+    """What a worker opens: a model that takes a while, so that the worker can be killed meanwhile."""
+
+    class Slow(PixelModel):
+        def forward(self, batch):  # type: ignore[no-untyped-def]
+            time.sleep(0.15)
+            return super().forward(batch)
+
+    return Slow().eval()
+
+
+def ground(height: int, width: int) -> np.ndarray:
+    bands = np.full((15, height, width), 2000, np.float32)
+    bands[10:12], bands[12:14] = 3000, -12
+    bands[14] = 4000 + np.arange(height)[:, None]
+    return bands
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that opens as the index model."""
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(product, "_load", lambda *_: PixelModel().eval())
+    return path
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> list[Path]:
+    """Two scenes side by side with a lake across their border and one more in each."""
+    both = ground(230, 1400)
+    both[6:12, 100:120, 680:720] = 100
+    both[6:12, 40:60, 40:60] = both[6:12, 40:60, 1340:1360] = 100
+    return [
+        write_scene(tmp_path / f"{name}.tif", both[:, :, at : at + 700],
+                    transform=Affine(10, 0, 500_000 + 10 * at, 0, -10, 4_760_000))
+        for name, at in (("west", 0), ("east", 700))
+    ]  # fmt: skip
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.iterdir())}
+
+
+def test_a_map_is_whole_and_a_second_run_touches_nothing(tmp_path: Path, ckpt: Path, scenes: list[Path]) -> None:
+    glacier = gpd.GeoDataFrame(geometry=gpd.points_from_xy([500_500], [4_770_000]).buffer(2000), crs=32643)
+    glacier.to_file(tmp_path / "ice.gpkg")
+    out = tmp_path / "out"
+
+    def run() -> product.LakeMap:
+        return map_lakes(scenes, out, ckpt, options=OPTIONS, glaciers=tmp_path / "ice.gpkg", progress=False, year=2022)
+
+    result = run()
+    lakes = gpd.read_parquet(result.lakes)
+    assert lakes.crs.to_epsg() == 32643 and len(lakes) == result.summary["lakes"] == 3
+    assert lakes["area_ha"].tolist() == pytest.approx([8.0, 4.0, 4.0], rel=1e-3), "the lake on the border is one"
+    assert lakes["lake_id"].is_unique and lakes["lake_id"].str.match(r"G\d{6}E\d{5}N").all()
+    assert (lakes["year"] == 2022).all() and (lakes["glacier_m"] > 5000).all()
+    assert (lakes["area_low_ha"] < lakes["area_ha"]).all() and (lakes["area_high_ha"] > lakes["area_ha"]).all()
+    assert set(lakes["interval"]) == {"outline"}
+    package = gpd.read_file(result.folder / "lakes.gpkg", layer="lakes")
+    assert package.geometry.area.tolist() == pytest.approx(lakes.geometry.area.tolist())
+    assert {name for name, _ in pyogrio.list_layers(result.folder / "lakes.gpkg")} == {"lakes", "windows"}
+    windows = gpd.read_file(result.folder / "lakes.gpkg", layer="windows")
+    assert len(windows) == result.summary["windows"]["gated"] > 0
+    page = result.page.read_text()
+    assert "<script src" not in page and "8.0" in page and "skipped by the gate" in page
+    for scene in scenes:
+        assert (out / f"{scene.stem}.png").stat().st_size > 10_000
+        with rasterio.open(out / f"{scene.stem}_water.tif") as water:
+            assert (water.read(1) == 1).sum() == 800
+    before = state(out)
+    run()
+    assert state(out) == before
+    elsewhere = map_lakes(scenes, tmp_path / "other", ckpt, options=OPTIONS, glaciers=tmp_path / "ice.gpkg", year=2022,
+                          progress=False)  # fmt: skip
+    assert {n: b for n, (_, b) in state(elsewhere.folder).items()} == {n: b for n, (_, b) in before.items()}
+
+
+def test_intervals_of_a_file_are_used_and_pooled_classes_said(tmp_path: Path, ckpt: Path, scenes: list[Path]) -> None:
+    area = np.linspace(0.6, 30, 60)
+    calibrate(area, area * np.linspace(0.9, 1.2, 60), "label", "blocks of a test").write(tmp_path / "i.json")
+    result = map_lakes(scenes, tmp_path / "o", ckpt, options=OPTIONS, intervals=tmp_path / "i.json", progress=False)
+    lakes = gpd.read_parquet(result.lakes)
+    assert set(lakes["interval"]) == {"conformal 90% of label"}
+    assert ((lakes["area_high_ha"] / lakes["area_ha"]) < 1.25).all()
+    assert result.summary["interval"] == "blocks of a test" and result.summary["pooled_size_classes"]
+
+
+def test_a_scene_without_lakes_gives_empty_tables(tmp_path: Path, ckpt: Path) -> None:
+    scene = write_scene(tmp_path / "dry.tif", ground(100, 90))
+    for name, options in (("gated", OPTIONS), ("run", Options(flips=1))):
+        result = map_lakes([scene], tmp_path / name, ckpt, options=options, progress=False)
+        assert gpd.read_parquet(result.lakes).empty and len(gpd.read_file(tmp_path / name / "lakes.gpkg")) == 0
+        assert result.summary["area_ha"] == 0 and result.page.stat().st_size > 0
+
+
+def test_a_killed_map_goes_on(tmp_path: Path, ckpt: Path, scenes: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(product, "write_lakes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            map_lakes(scenes, tmp_path / "o", ckpt, options=OPTIONS, progress=False)
+    monkeypatch.setattr(product, "_load", lambda *_: pytest.fail("finished scenes are predicted again"))
+    result = map_lakes(scenes, tmp_path / "o", ckpt, options=OPTIONS, progress=False)
+    assert result.summary["lakes"] == 3
+
+
+def test_chips_of_a_dataset_are_scenes(tmp_path: Path, ckpt: Path) -> None:
+    write_dataset(tmp_path / "data", shards=1, chips=4, size=64)
+    scenes = chip_scenes(tmp_path / "data", "ile_alatau", 2021, tmp_path / "chips", n_chips=3)
+    assert len(scenes) == 3
+    before = state(tmp_path / "chips")
+    chip_scenes(tmp_path / "data", "ile_alatau", 2021, tmp_path / "chips", n_chips=3)
+    assert state(tmp_path / "chips") == before
+    result = map_lakes(scenes, tmp_path / "o", ckpt, options=Options(flips=1), progress=False)
+    lakes = gpd.read_parquet(result.lakes)
+    assert len(lakes) >= 2 and (lakes["year"] == 2021).all()
+    with pytest.raises(ConfigError, match="region"):
+        chip_scenes(tmp_path / "data", "pamir", 2021, tmp_path / "chips")
+
+
+def test_what_does_not_exist_is_named_before_anything_is_built(tmp_path: Path, scenes: list[Path]) -> None:
+    ckpt = tmp_path / "m.ckpt"
+    ckpt.write_bytes(b"")
+    for arguments, error, word in (
+        (([tmp_path / "none.tif"], tmp_path / "o", ckpt), InputError, r"none\.tif"),
+        (([], tmp_path / "o", ckpt), InputError, "no scene"),
+        (([scenes[0], scenes[0]], tmp_path / "o", ckpt), InputError, "west"),
+        ((scenes, tmp_path / "o", tmp_path / "none.ckpt"), CheckpointError, r"none\.ckpt"),
+        (([scenes], tmp_path / "o", ckpt), InputError, "three"),
+    ):
+        with pytest.raises(error, match=word):
+            map_lakes(*arguments, progress=False)
+    for name in ("glaciers", "intervals", "statistics"):
+        with pytest.raises(InputError, match=r"gone\.x"):
+            map_lakes(scenes, tmp_path / "o", ckpt, progress=False, **{name: tmp_path / "gone.x"})
+    assert not (tmp_path / "o").exists()
+    if not (Path(product.__file__).parents[1] / "weights").is_dir():
+        with pytest.raises(InputError, match="--ckpt"):
+            default_weights()
+
+
+@pytest.fixture
+def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers, processes of their own: the address, and the workers."""
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    base = [sys.executable, "-m", "dask"]
+    here = {"env": environment, "cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [subprocess.Popen([*base, "scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1",
+                                 "--scheduler-file", str(file)], **here)]  # fmt: skip
+    worker = [*base, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard", "--no-nanny"]
+    started += [subprocess.Popen(worker, **here) for _ in range(2)]
+    try:
+        for _ in range(600):
+            if file.exists() and file.stat().st_size:
+                break
+            time.sleep(0.1)
+        yield read_json(file)["address"], started[1:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_a_cluster_gives_the_same_bytes_also_when_a_worker_is_killed(
+    tmp_path: Path, dask: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    address, workers = dask
+    bands = ground(1500, 300)
+    bands[6:12] = np.random.default_rng(0).integers(100, 4000, (6, 1500, 300))
+    scene = write_scene(tmp_path / "a.tif", bands)
+    alone = predict_scene(slow_model(), scene, tmp_path / "alone", options=exact(flips=1), progress=False, weights="w")
+    killed = []
+    with cluster(address) as client:
+        client.wait_for_workers(2, timeout=60)
+        maker = cluster_maker(slow_model, client)
+
+        def watched(*arguments):  # type: ignore[no-untyped-def]
+            for band in maker(*arguments):
+                if not killed:
+                    workers[0].send_signal(signal.SIGKILL)
+                    killed.append(band.index)
+                yield band
+
+        there = predict_scene(None, scene, tmp_path / "there", options=exact(flips=1), progress=False, weights="w",
+                              maker=watched)  # fmt: skip
+    assert killed and workers[0].wait() == -signal.SIGKILL
+    for name in ("probability", "water"):
+        assert there[name].read_bytes() == alone[name].read_bytes()
+    assert (tmp_path / "there" / "a.json").read_bytes() == (tmp_path / "alone" / "a.json").read_bytes()
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryosentinel.mapping.cluster.CONNECT_S", 0.5)
+    with pytest.raises(HubError, match=r"tcp://127\.0\.0\.1:9"), cluster("tcp://127.0.0.1:9"):
+        pass
