@@ -22,6 +22,7 @@ COMMANDS = {
     "fit": "train a network (options as in LightningCLI: --config FILE --data.root DIR ...)",
     "soup": "average snapshots of a run into one checkpoint",
     "evaluate": "score a checkpoint on the validation and test splits",
+    "score": "score saved tables again: thresholds, regions, calibration, intervals and differences, without a network",
     "audit": "compare labels, MNDWI and predictions, and score the corrected labels",
     "predict": "map water over 15-band GeoTIFF scenes of any size",
     "stack": "build a 15-band GeoTIFF from aligned Sentinel-2, Sentinel-1 and elevation rasters",
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from cryosentinel import commands
 
-        if name == "predict":
+        if name in ("predict", "score"):
             rest = _as_list(rest)
         # Five required values are easier to read with their names.
         positional = name != "ingest"

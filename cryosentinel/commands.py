@@ -321,3 +321,22 @@ def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto"
     from cryosentinel.models.convert import convert as run
 
     print(run(resolve_checkpoint(src), dst, weights))
+
+
+def score(tables: list[Path], val: Path | None = None, threshold: float | None = None, out: Path | None = None) -> None:
+    """Score saved tables again, without chips or a network, and compare each with the first.
+
+    Args:
+        tables: score tables (RUN/diagnostics/per_chip_test.parquet, ...); several must hold the same chips.
+        val: score table on which the threshold is chosen and a temperature fitted.
+        threshold: a multiple of 0.005; by default the best on VAL, or 0.5 without one.
+        out: folder for scores.json, sweep.csv (every threshold) and chips.csv (every chip).
+    """
+    from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
+
+    validation = None if val is None else next(iter(read_named([val]).values()))
+    found = score_tables(read_named(tables), threshold, validation)
+    print(as_text(found))
+    if out is not None:
+        write_report(out, found)
+        print(out)

@@ -151,6 +151,8 @@ def test_candidates_are_ranked_and_the_control_is_seeded(run):
     assert ranked["disagreement"].is_monotonic_decreasing and len(ranked) == 7
     assert (verdicts.loc[verdicts["verdict"] == "agree", "rank"] == 0).all()
     assert verdicts["sample"].value_counts().to_dict() == {"": 8, "control": 3, "candidate": 2}
+    _, rest = run(rule=AuditRule(worst=2, control=11))  # all that are no candidates
+    assert rest.verdicts["sample"].value_counts().to_dict() == {"control": 11, "candidate": 2}
     assert list(verdicts.loc[audits.sample_positions(verdicts), "rank"]) == [1, 2]
     assert len(audits.sample_positions(verdicts, "control")) == 3
 

@@ -130,10 +130,12 @@ def test_what_is_there_is_not_predicted_again(tmp_path):
         .drop(columns=["lake", "background"])
         .equals(first.table("test").drop(columns=["lake", "background"]))
     )
-    for change in ({"digest": "d2"}, {"predict": Green(settings={"flips": 1})}, {"store": MemoryStore(seed=1)}):
-        fresh = change.pop("predict", Green())
-        run(tmp_path, fresh, **change)
-        assert fresh.seen == 23, change
+    changes = ({"digest": "d2"}, {"predict": Green(settings={"flips": 1})}, {"store": MemoryStore(seed=1)})
+    for number, change in enumerate(changes):
+        out, fresh = tmp_path / str(number), change.pop("predict", Green())
+        run(out)
+        run(out, fresh, **change)
+        assert fresh.seen == 23, number
 
 
 def test_a_lost_table_is_scored_from_the_maps(tmp_path):

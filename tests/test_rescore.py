@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cryosentinel import cli
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import bootstrap, calibration, metrics
 from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
@@ -65,6 +66,23 @@ def test_without_a_validation_table_the_threshold_is_a_half_and_none_is_rounded(
     assert found.threshold == 0.5 and set(found.calibration) == {"error"}
     with pytest.raises(ConfigError, match=r"0\.503"):
         score_tables(tables, 0.503)
+
+
+def test_the_command_scores_and_compares(folder, tmp_path, capsys):
+    paths = [str(folder / name / "per_chip_test.parquet") for name in ("soup", "tiny")]
+    val = ["--val", str(folder / "soup" / "per_chip_val.parquet")]
+    assert cli.main(["score", *paths, *val, "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "tiny/per_chip_test.parquet" in text and "temperature" in text and "mean_chip_iou" in text
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert cli.main(["score", paths[0], "--threshold", "0.35", "--out", str(tmp_path / "own")]) == 0
+    own = json.loads((tmp_path / "own" / "scores.json").read_text())["per_chip_test.parquet"]
+    assert own["threshold"] == 0.35 != written["soup/per_chip_test.parquet"]["threshold"]
+    capsys.readouterr()
+    missing = str(tmp_path / "none.parquet")
+    for words, said in (([missing], "none.parquet"), ([paths[0], "--threshold", "0.503"], "0.503")):
+        assert cli.main(["score", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_what_cannot_be_scored_is_said(folder, tmp_path):
