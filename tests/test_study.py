@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, TinyStudy
 
-from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.files import read_json, write_json
 from cryosentinel.models.checkpoint import load_checkpoint
@@ -214,6 +214,20 @@ def test_a_study_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         Study("huge")
     with pytest.raises(InputError, match="nowhere"):
         Study("tiny", data=tmp_path / "nowhere")
+    assert Study("tiny").out == tmp_path / "study" and list(tmp_path.iterdir()) == [], (
+        "only what is written makes folders"
+    )
+
+
+def test_a_refused_checkpoint_leaves_no_folder_behind(
+    tiny_study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
+    before = {path for path in tiny_study.outputs.rglob("*") if path.is_dir()}
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt"):
+        Study("tiny", out="").evaluate(tmp_path / "other.ckpt")
+    assert {path for path in tiny_study.outputs.rglob("*") if path.is_dir()} == before
 
 
 def metrics_file(folder: Path, preset: str = "tiny") -> MetricsFile:

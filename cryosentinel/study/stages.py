@@ -6,6 +6,7 @@ Whatever is missing is made, and that is announced; whatever is there is used. T
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cryosentinel import paths
-from cryosentinel.errors import InputError
+from cryosentinel.errors import CryoSentinelError, InputError
 from cryosentinel.files import sha256
 from cryosentinel.paths import SOUP, STATISTICS_FILE
 from cryosentinel.precision import choose
@@ -223,9 +224,14 @@ def _evaluate(study: Study, predict: Any, folder: Path, digest: str, splits: Seq
     truth, module = study.truth, study.datamodule
     references = {} if truth is None else {"truth": lambda chip: truth[chip.chip_id].lake}
     rows = {split: module.rows[split].tolist() for split in splits}
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two notebooks may ask for the same predictions at once
-        return run(predict, module.store, rows, folder, references, digest=digest, block_size=module.block_size)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # two notebooks may ask for the same predictions at once
+        try:
+            return run(predict, module.store, rows, folder, references, digest=digest, block_size=module.block_size)
+        except CryoSentinelError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # a refused checkpoint leaves no empty folder
+            raise
 
 
 def audit(study: Study, ckpt: str | os.PathLike[str] = SOUP, worst: int = 20, control: int = 20) -> Audit:

@@ -10,11 +10,14 @@ import yaml
 
 from cryosentinel import paths
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.files import replacing
 from cryosentinel.study import stages
 from cryosentinel.study.folders import Folders
 from cryosentinel.study.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cryosentinel.data.dataset import ChipDataModule
     from cryosentinel.simulate import SimulationConfig
     from cryosentinel.simulate.truth import TruthStore
@@ -68,7 +71,6 @@ class Study:
         self.own_seed = int(yaml.safe_load(self.config_path.read_text(encoding="utf-8"))["seed"])
         self.seed = seed or self.own_seed
         self.folders = Folders.of(preset, data, out, notebook, None if self.seed == self.own_seed else self.seed)
-        self.out.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsFile(self.out, self.kind, preset, f"notebooks/{notebook}.ipynb, preset {preset}")
 
     def __str__(self) -> str:
@@ -90,6 +92,11 @@ class Study:
     def out(self) -> Path:
         """The folder of the figures."""
         return self.folders.out
+
+    def save(self, figure: Figure, name: str) -> None:
+        """Write a figure into the study's folder."""
+        with replacing(self.out / name) as part:
+            figure.savefig(part, dpi=110)
 
     @property
     def simulation(self) -> SimulationConfig | None:
