@@ -233,3 +233,15 @@ def test_gradients_are_clipped_and_accumulation_stretches_the_schedule(tmp_path,
     curve, used = plot_rates(run).lines  # two steps an epoch, and the SWA phase's rate at the end
     assert used.get_xdata().tolist() == [2, 4, 6, 8] and used.get_ydata()[-1] == pytest.approx(1e-3)
     assert used.get_ydata().tolist() == pytest.approx([curve.get_ydata()[at - 1] for at in (2, 4, 6, 8)])
+
+
+def test_golden_figures_of_a_small_run(tmp_path, small_dataset):  # noqa: F811
+    """What this run gave when pinned; whoever changes loss, schedule, data or augmentation on purpose pins it anew."""
+    run = fit(configuration(small_dataset), run_dir=tmp_path / "run")
+    last = list(csv.DictReader((run / "logs" / "metrics.csv").open()))[-1]
+    pinned = {
+        "loss_bce": 0.9925, "loss_focal": 0.05841, "loss_dice": 0.4694, "loss_tversky": 0.3842, "loss_boundary": 1.683,
+        "loss_lovasz": 1.544, "loss": 2.521, "lr": 0.001,
+    }  # fmt: skip
+    assert {name: float(last[name]) for name in pinned} == pytest.approx(pinned, rel=5e-3)
+    assert float(last["val_iou"]) == pytest.approx(0.712, abs=0.02)
