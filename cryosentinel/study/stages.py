@@ -211,7 +211,8 @@ def baseline(study: Study, name: str = "mndwi", splits: Sequence[str] = ("val", 
     from cryosentinel.evaluation import baselines
 
     module = study.datamodule
-    predict = baselines.baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth)
+    truth: Any = study.truth  # read by chip id, as a mapping is
+    predict = baselines.baseline(name, module.store, module.rows["train"].tolist(), truth=truth)
     folder = study.folders.predictions(name, getattr(predict, "settings", {}))
     return _evaluate(study, predict, folder, f"baseline {name}", splits)
 
