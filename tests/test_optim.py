@@ -73,16 +73,6 @@ def test_frozen_blocks_take_no_part():
         build_optimizer(Named(), 24, OptimConfig(frozen_blocks=30))
 
 
-def test_compiled_models_have_the_same_groups():
-    plain = Named()
-    groups = parameter_groups(plain, 24, V2)
-    for compiled in (torch.compile(plain), nn.ModuleDict({"model": torch.compile(plain)})):
-        others = parameter_groups(compiled, 24, V2)
-        assert [(g["name"], g["lr"], len(g["params"])) for g in groups] == [
-            (g["name"], g["lr"], len(g["params"])) for g in others
-        ]
-
-
 def test_weight_decay_can_spare_norms_and_biases():
     spared = parameter_groups(Named(), 24, OptimConfig(decay_norm_and_bias=False))
     for group in spared:

@@ -92,10 +92,10 @@ def part_of(name: str, depth: int) -> str:
     """The part of the network a parameter belongs to: "block 07", "encoder" (its other parameters) or "decoder".
 
     Args:
-        name: parameter name; ``_orig_mod.`` of a compiled module is seen through.
+        name: parameter name.
         depth: number of blocks, to refuse a block that should not be there.
     """
-    block = Segmenter.block_of(name.replace("_orig_mod.", ""))
+    block = Segmenter.block_of(name)
     if block is None:
         return "decoder"
     if block >= depth:
@@ -130,13 +130,12 @@ def parameter_groups(model: nn.Module, depth: int, config: OptimConfig) -> list[
     """AdamW's parameter groups, one a part (two where norms and biases go without weight decay).
 
     Args:
-        model: a segmenter, compiled or not.
+        model: a segmenter.
         depth: number of encoder blocks.
         config: rates and decay.
 
     Returns:
-        Groups with ``name``, ``lr``, ``weight_decay`` and ``params``, ordered from the input to the decoder. The order
-        does not depend on whether the model is compiled, so that optimiser states travel between the two.
+        Groups with ``name``, ``lr``, ``weight_decay`` and ``params``, ordered from the input to the decoder.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -257,16 +256,15 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [share(group["lr"]) for group in optimizer.param_groups])
 
 
-def learning_rate_profile(model: nn.Module, config: OptimConfig, depth: int | None = None) -> pd.DataFrame:
+def learning_rate_profile(model: nn.Module, config: OptimConfig) -> pd.DataFrame:
     """What each part of the network learns at, before the run starts.
 
     Three multipliers compound (frozen blocks, the encoder's share, the decay a block), and a configuration that looks
     harmless line by line can leave half of the encoder standing still.
 
     Args:
-        model: a segmenter, compiled or not.
+        model: a segmenter.
         config: learning rates.
-        depth: number of encoder blocks; the segmenter's own by default.
 
     Returns:
         One row a part, from the input to the decoder: part, lr, share (of the decoder's), parameters, frozen, starved
@@ -274,7 +272,7 @@ def learning_rate_profile(model: nn.Module, config: OptimConfig, depth: int | No
     """
     import pandas as pd
 
-    depth = _depth(model) if depth is None else depth
+    depth = int(model.depth)  # type: ignore[arg-type]
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name, depth)
@@ -310,11 +308,6 @@ def at_depth(config: OptimConfig, depth: int, other: int) -> OptimConfig:
             "frozen blocks must be divisible by the ratio of the depths."
         )
     return replace(config, layer_decay=config.layer_decay**step, frozen_blocks=config.frozen_blocks // step)
-
-
-def _depth(model: nn.Module) -> int:
-    inner: Any = getattr(model, "_orig_mod", model)
-    return int(inner.depth)
 
 
 def describe_profile(profile: pd.DataFrame) -> str:
