@@ -1,16 +1,17 @@
 """The command ``cryosentinel``: one subcommand a stage of the study, each a typed function of the package.
 
-The list of subcommands is plain text here and every import waits until its command runs, so that ``--help`` answers at
-once. Options, types and help of a subcommand come from the signature and docstring of its function in
-:mod:`cryosentinel.commands`.
+The list of subcommands is plain text here, and a subcommand's own parser is built only when it is called, so that
+``--help`` answers at once. Options, types and help of a subcommand come from the signature and docstring of its
+function in :mod:`cryosentinel.commands`; those of ``fit`` from the configuration of a run.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any
 
 from cryosentinel import __version__
 from cryosentinel.errors import CryoSentinelError
@@ -19,7 +20,7 @@ from cryosentinel.errors import CryoSentinelError
 COMMANDS = {
     "study": "run the whole study: chips, training, evaluation, audit, limitations, as executed notebooks",
     "simulate": "write the embedded benchmark: simulated chips with known truth, in the published format",
-    "fit": "train a network (options as in LightningCLI: --config FILE --data.root DIR ...)",
+    "fit": "train a network: --config FILE --data.root DIR, and any key of the file as an option",
     "soup": "average snapshots of a run into one checkpoint",
     "evaluate": "score a checkpoint on the validation and test splits",
     "score": "score saved tables again: thresholds, regions, calibration, intervals and differences, without a network",
@@ -37,27 +38,68 @@ _PLACE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsErro
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: cryosentinel [--help] [--version] COMMAND [OPTIONS]",
-            "",
-            "Glacial-lake segmentation from Sentinel-1, Sentinel-2 and a DEM: the whole chain, as an executable study.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "'cryosentinel COMMAND --help' lists a command's options; they can also come from --config FILE (YAML).",
-        ]
+def parser_of(name: str = "", function: Callable[..., None] | None = None) -> Any:
+    """The parser of all subcommands, in which only the called one knows its options.
+
+    Args:
+        name: the called subcommand.
+        function: whose parameters are its options.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="cryosentinel",
+        description="Glacial-lake segmentation from Sentinel-1, Sentinel-2 and a DEM, as an executable study.",
+        version=__version__,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
+    commands = parser.add_subcommands(
+        dest="command", title="commands", description="COMMAND --help lists a command's options.", metavar="COMMAND"
+    )
+    for command, text in COMMANDS.items():
+        options = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+        if command == name and function is not None:
+            # The parser looks for the shortest import path, and cryosentinel.convert would import torch.
+            function.__qualname__ = f"{name}_"
+            options.add_argument("--config", action="config", help="YAML file of options; others override it.")
+            options.add_function_arguments(function, as_positional=False, sub_configs=True)
+            words = " ".join(position.upper() for position in _required(function))
+            options.description = f"Inputs go by name or by position: cryosentinel {name} {words}" if words else ""
+        commands.add_subcommand(command, options, help=text)
+        options.prog = f"cryosentinel {command}"
+    return parser
 
 
-def _as_list(words: list[str]) -> list[str]:
-    """Leading paths as the one list that jsonargparse takes: ``a.tif b.tif --ckpt x`` as a shell expands it."""
-    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    return words if not count or words[0].startswith("[") else [json.dumps(words[:count]), *words[count:]]
+def _required(function: Callable[..., None]) -> dict[str, Parameter]:
+    """The parameters that have no default: name -> parameter."""
+    return {name: p for name, p in signature(function).parameters.items() if p.default is p.empty}
+
+
+def _run(words: Sequence[str]) -> None:
+    """Read the words and call the command's function."""
+    name, *rest = words
+    if name == "fit":
+        from cryosentinel.commands import look_for_run
+
+        look_for_run(rest)
+        from cryosentinel.training.fit import main as fit
+
+        fit(rest)
+        return
+    from cryosentinel import commands
+    from cryosentinel.arguments import as_options, instantiate, read
+
+    if name not in COMMANDS:
+        read(parser_of(), words)
+        return
+    function = getattr(commands, name)
+    required, every = _required(function), signature(function).parameters
+    many = any("list" in str(p.annotation) for p in [*required.values()][:1])
+    flags = [option for option, p in every.items() if p.annotation == "bool"]
+    parser = parser_of(name, function)
+    values = instantiate(parser, read(parser, [name, *as_options(rest, [*required], many, flags)]))[name]
+    function(**{option: values[option] for option in every})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,44 +112,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 2 input or options cannot be used (one sentence on standard error), 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if words else 2
-    if words[0] == "--version":
-        print(f"cryosentinel {__version__}")
-        return 0
-    name, rest = words[0], words[1:]
-    if name not in COMMANDS:
-        print(f"cryosentinel: error: there is no command {name!r}; known are {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
     try:
-        if name == "fit":
-            from cryosentinel.training.fit import main as fit
-
-            fit(rest)
-            return 0
-        from jsonargparse import auto_cli
-
-        from cryosentinel import commands
-
-        if name in ("predict", "score"):
-            rest = _as_list(rest)
-        # Five required values are easier to read with their names.
-        positional = name != "ingest"
-        auto_cli(getattr(commands, name), args=rest, prog=f"cryosentinel {name}", as_positional=positional)
+        if not words:
+            parser_of().print_help()
+            return 2
+        _run(words)
+        return 0
+    except KeyboardInterrupt:
+        print("cryosentinel: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 130
     except CryoSentinelError as error:
-        print(f"cryosentinel: error: {error}", file=sys.stderr)
-        return 2
+        text = str(error)
     except OSError as error:
         if not (isinstance(error, _PLACE) or error.errno in _FULL):
             raise
         text = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        print(f"cryosentinel: error: {text}; check the path, its rights and the free space.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("cryosentinel: interrupted; run the same command again to go on.", file=sys.stderr)
-        return 130
-    return 0
+        text += "; check the path, its rights and the free space."
+    print(f"cryosentinel: error: {text}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,19 +1,85 @@
 """The subcommands as typed functions: jsonargparse reads options, types and help from signatures and docstrings.
 
-Every import waits until its command runs.
+Every import waits until its command runs, and what a command reads is looked for before that: a misspelt name is said
+at once, not after the twenty seconds that torch and TerraTorch take.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cryosentinel import paths
+from cryosentinel.errors import ConfigError
 from cryosentinel.precision import Choice
 
 if TYPE_CHECKING:
     from cryosentinel.ingest import Settings
 
 Preset = Literal["tiny", "quick", "standard"]
+
+
+def _look_for(
+    ckpt: str | None = None, data: Path | None = None, model: Path | None = None, statistics: Path | None = None
+) -> None:
+    """Look for the files that a command is given; the ones left out are made or have a default.
+
+    Raises:
+        CryoSentinelError: one of them does not exist.
+    """
+    if ckpt is not None and ckpt.startswith("hf://"):
+        from cryosentinel.hub import parse_hub_uri
+
+        parse_hub_uri(ckpt)
+    elif ckpt is not None:
+        paths.checkpoint(ckpt)
+    if data is not None:
+        paths.dataset(data)
+    if model is not None:
+        paths.config(model)
+    if statistics is not None:
+        paths.existing(statistics, "file of statistics")
+
+
+def look_for_run(words: Sequence[str]) -> None:
+    """Look for what a run is to read, before the parser of ``fit`` is imported; the run itself checks again.
+
+    Args:
+        words: of the command line, after ``fit``.
+
+    Raises:
+        CryoSentinelError: a configuration, the dataset or a checkpoint does not exist.
+    """
+    import yaml
+
+    from cryosentinel.arguments import as_options
+
+    values: dict[str, Any] = {}
+    for word in as_options(words):
+        name, _, value = word.removeprefix("--").partition("=")
+        if name != "config":
+            values[name] = value
+            continue
+        try:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            values["run_name"] = content.get("run_name")
+            values |= {
+                f"{section}.{k}": v for section in ("data", "model") for k, v in content.get(section, {}).items()
+            }
+        except (ValueError, yaml.YAMLError, AttributeError):
+            continue  # the parser says what is wrong with it
+    if {"h", "help", "print_config"} & {name.strip("-") for name in values}:
+        return
+    if root := values.get("data.root"):
+        paths.dataset(root)
+    resume, run = values.get("resume", "auto"), values.get("run_name")
+    if resume not in ("auto", "never", "null"):
+        paths.existing(resume, "checkpoint")
+    elif run and (start := values.get("model.weights")) and start != "null":
+        last = Path(values.get("run_dir") or paths.runs() / str(run), "checkpoints", "last.ckpt")
+        if resume != "auto" or not last.is_file():  # a run that goes on has its own
+            paths.start_weights(start)
 
 
 def study(
@@ -34,14 +100,14 @@ def study(
         force: run again what did not change.
         seeds: of several training runs, as 17,42,1337: mean and spread of every figure go to OUT/seeds.json.
     """
-    from cryosentinel.errors import ConfigError
+    paths.project_root()
+    try:
+        numbers = [int(word) for word in seeds.split(",")] if seeds else []
+    except ValueError:
+        raise ConfigError(f"--seeds is {seeds!r}; give whole numbers with commas, as 17,42,1337.") from None
     from cryosentinel.study.chapters import run_seeds, run_study
 
-    if seeds:
-        try:
-            numbers = [int(word) for word in seeds.split(",")]
-        except ValueError:
-            raise ConfigError(f"--seeds is {seeds!r}; give whole numbers with commas, as 17,42,1337.") from None
+    if numbers:
         print(run_seeds(numbers, preset, out, chapters, parameters, force))
         return
     run_study(preset, out=out, chapters=chapters, parameters=parameters, force=force)
@@ -83,6 +149,7 @@ def soup(run: Path, out: Path | None = None) -> None:
         run: run folder; its checkpoints/step*-iou*.ckpt go in.
         out: checkpoint to write; RUN/checkpoints/soup.ckpt by default.
     """
+    paths.snapshots(run)
     from cryosentinel.models.soup import make_soup
 
     print(make_soup(run, out))
@@ -110,6 +177,7 @@ def evaluate(
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
+    _look_for(None if ckpt == paths.SOUP else ckpt, data, model, statistics)
     from cryosentinel.evaluation.summary import headline
     from cryosentinel.study.study import Study
 
@@ -142,6 +210,7 @@ def audit(
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
+    _look_for(None if ckpt == paths.SOUP else ckpt, data, model, statistics)
     from cryosentinel.evaluation.bootstrap import estimate
     from cryosentinel.files import write_text
     from cryosentinel.study.study import Study
@@ -158,7 +227,7 @@ def audit(
 
 
 def predict(
-    scenes: list[Path],
+    scenes: list[str],
     ckpt: str = "soup.ckpt",
     out: Path | None = None,
     threshold: float = 0.5,
@@ -185,11 +254,13 @@ def predict(
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    from cryosentinel import paths
+    for scene in scenes:
+        paths.existing(scene, "raster")
+    _look_for(ckpt, None, model, statistics)
     from cryosentinel.mapping.scene import Options, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
 
-    segmenter = load_segmenter(resolve_checkpoint(ckpt, paths.runs()), model, statistics, device)
+    segmenter = load_segmenter(resolve_checkpoint(ckpt), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter,
@@ -214,6 +285,8 @@ def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int | None = None
             scene that carries this offset is refused; 0 says that it does not.
         s1_linear: the radar is linear power rather than dB.
     """
+    for raster in (s2, s1, dem):
+        paths.existing(raster, "raster")
     from cryosentinel.data.stack import stack_rasters
 
     print(stack_rasters(s2, s1, dem, out, s2_offset=s2_offset, s1_linear=s1_linear))
@@ -237,6 +310,7 @@ def split(
         earlier_block_size: also report how many validation and test chips a stage split with this size trained on.
         out: CSV of chip_id and split to write.
     """
+    _look_for(data=data)
     from cryosentinel.data.split import assign_splits, check_split, check_stages
     from cryosentinel.data.store import ChipStore
     from cryosentinel.files import write_text
@@ -278,7 +352,7 @@ def download(
 def ingest(
     region: str,
     year: int,
-    inventory: Path | list[Path],
+    inventory: list[Path] | Path,
     stac: str,
     out: Path,
     bbox: str | None = None,
@@ -301,10 +375,12 @@ def ingest(
         allow_failed: write the dataset although some windows could not be read.
         settings: collections, seasons, cloud and radar limits.
     """
+    files = inventory if isinstance(inventory, list) else [inventory]
+    for file in files:
+        paths.existing(file, "inventory")
     from cryosentinel.ingest import ingest as run
     from cryosentinel.ingest import parse_box
 
-    files = inventory if isinstance(inventory, list) else [inventory]
     box = parse_box(bbox) if bbox else None
     print(run(region, year, files, stac, out, box, scheduler, workers, settings, allow_failed).summary())
 
@@ -317,6 +393,7 @@ def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto"
         dst: the .safetensors file to write.
         weights: of a file with raw and averaged weights (EMA) which; auto takes the average where there is one.
     """
+    _look_for(src)
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.models.convert import convert as run
 
@@ -332,6 +409,8 @@ def score(tables: list[Path], val: Path | None = None, threshold: float | None =
         threshold: a multiple of 0.005; by default the best on VAL, or 0.5 without one.
         out: folder for scores.json, sweep.csv (every threshold) and chips.csv (every chip).
     """
+    for table in [*tables, *([val] if val else [])]:
+        paths.existing(table, "score table")
     from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
 
     validation = None if val is None else next(iter(read_named([val]).values()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.errors import CheckpointError, ConfigError, InputError
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs"
@@ -120,6 +120,84 @@ def real_chips(folder: str | os.PathLike[str] = "") -> Path | None:
         return Path(folder)
     root = real_data()
     return root / "terramesh_chips" if root is not None and (root / "terramesh_chips").is_dir() else None
+
+
+def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
+    """A file that is to be read, looked for before anything slow begins.
+
+    Args:
+        path: its name. What only GDAL resolves (``/vsi...``, an address) is left to it.
+        what: it is, in the message.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    name = os.fspath(path)
+    if not (Path(name).is_file() or name.startswith("/vsi") or "://" in name):
+        raise InputError(f"There is no {what} {name}; check the path.")
+    return Path(name)
+
+
+def dataset(root: str | os.PathLike[str]) -> list[Path]:
+    """The shards of a dataset, sorted.
+
+    Raises:
+        InputError: the folder is missing, or holds none.
+    """
+    if not Path(root).is_dir():
+        raise InputError(f"There is no dataset folder {root}; simulate, ingest or download one, or check the path.")
+    found = sorted(Path(root).glob(SHARDS))
+    if not found:
+        raise InputError(f"{root} holds no shards; they are expected at <region>/<year>/shard_NNN.parquet below it.")
+    return found
+
+
+def checkpoint(name: str | os.PathLike[str], runs_folder: str | os.PathLike[str] | None = None) -> Path:
+    """A checkpoint by path, or by name in the latest run.
+
+    Args:
+        name: an existing path; or a bare name such as ``soup.ckpt``, looked for in the ``checkpoints`` folder of every
+            run, the latest written wins.
+        runs_folder: the folder of run folders; the outputs' own by default.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    path, folder = Path(name), runs() if runs_folder is None else Path(runs_folder)
+    if path.is_file():
+        return path
+    if path.name != os.fspath(name):
+        raise CheckpointError(f"There is no checkpoint {name}; check the path.")
+    held = [each for each in folder.glob("*/checkpoints/*") if each.is_file()]
+    if found := [each for each in held if each.name == path.name]:
+        return max(found, key=lambda each: (each.stat().st_mtime_ns, each))
+    others = sorted({each.name for each in held if each.suffix == ".ckpt"})
+    there = f"the runs there hold {', '.join(others[:5])}" if others else "there are no finished runs there"
+    raise CheckpointError(
+        f"No run in {folder} holds a checkpoint {name} ({there}); run the training first, or give a path or an hf:// "
+        "address."
+    )
+
+
+def start_weights(weights: str | None) -> None:
+    """Look for the weights that a run is to start from, and say what to do where they are not there.
+
+    Raises:
+        CheckpointError: there is no such file. An address on the hub is left to the hub.
+    """
+    if weights is None or weights.startswith("hf://") or Path(weights).is_file():
+        return
+    path, advice = Path(weights), "check the path"
+    if path.parts[-2:] == ("checkpoints", SOUP):
+        run = path.parent.parent
+        advice = f"it is the soup of an earlier run: make it with `cryosentinel soup {run}`"
+        if not any(path.parent.glob("step*-iou*.ckpt")):
+            advice += ", once that run is trained"
+            name = Path("configs") / f"{run.name}.yaml"
+            advice += f" (`cryosentinel fit --config {name}`)" if (CONFIGS / name.name).is_file() else ""
+    raise CheckpointError(
+        f"There is no file {weights} to start from; {advice}, or name other weights with --model.weights."
+    )
 
 
 def shard_path(root: str | os.PathLike[str], region: str, year: int, number: int) -> Path:

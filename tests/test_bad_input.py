@@ -78,24 +78,23 @@ def _fit(chips: Path, *options: object) -> list[object]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model.backbone", "terramind_v9"], ["backbone 'terramind_v9' is unknown; known are terramind_v1_tiny"]),
-        (["--optim.lrr", "1"], ["There is no option --optim.lrr; the nearest is --optim.lr"]),
-        (["--lr=1"], ["There is no option --lr; the nearest is --optim.lr or --optim.swa.lr."]),
-        (["--nothing.like.it", "1"], ["no option --nothing.like.it; cryosentinel fit --help lists them."]),
-        (["quick.yaml"], ["fit takes no 'quick.yaml' by itself", "--config quick.yaml"]),
-        (["--optim.lr", "fast"], ["An option cannot be used: optim.lr: expected float; got fast."]),
-        (["--trainer.precision", "bf16"], ["trainer.precision: expected one of 'auto', '32-true'", "got bf16."]),
-        (["--data.regions", "pamir"], ["data.regions: expected a list of str ([a, b]) or null; got pamir."]),
-        (["--data.regions", "[nowhere]"], ["has no region nowhere; it has ile_alatau, tien_shan_full."]),
-        (["--data.augment.flip_p", "2"], ["flip_p is 2.0; a probability lies within 0..1."]),
-        (["--data.augment.flip", "1"], ["data.augment: it has no flip."]),
-        (["--config", "second.yaml"], ["There is no configuration file second.yaml"]),
-        (["--config"], ["--config needs a file"]),
-        (["--optim.frozen_blocks", "13"], ["optim.frozen_blocks is 13, but the encoder has 12 blocks."]),
-        (["--trainer.accelerator", "tpux"], ["The section trainer cannot be used", "'tpux'"]),
-        (["--trainer.strategy", "ddpp"], ["The section trainer cannot be used", "'ddpp'"]),
-        (["--resume", "none.ckpt"], ["There is no checkpoint none.ckpt"]),
-        (["--model.weights", "none.ckpt"], ["There is no file none.ckpt to start from; check the path"]),
+        (["--model.backbone", "terramind_v9"], ["'terramind_v9'", "terramind_v1_tiny"]),
+        (["--optim.lrr", "1"], ["--optim.lrr"]),
+        (["--optim.back", "1"], ["--optim.back"]),  # not taken for --optim.backbone_mult
+        (["quick.yaml"], ["'quick.yaml'", "--config"]),
+        (["--optim.lr", "fast"], ["optim.lr", "float", "fast"]),
+        (["--trainer.precision", "bf16"], ["trainer.precision", "'32-true'", "bf16"]),
+        (["--data.regions", "pamir"], ["data.regions", "pamir"]),
+        (["--data.regions", "[nowhere]"], ["no region nowhere", "ile_alatau, tien_shan_full"]),
+        (["--data.augment.flip_p", "2"], ["flip_p is 2.0"]),
+        (["--data.augment.flip", "1"], ["data.augment", "'flip'"]),
+        (["--config", "second.yaml"], ["second.yaml"]),
+        (["--config"], ["--config"]),
+        (["--optim.frozen_blocks", "13"], ["optim.frozen_blocks is 13", "12 blocks"]),
+        (["--trainer.accelerator", "tpux"], ["trainer", "'tpux'"]),
+        (["--trainer.strategy", "ddpp"], ["trainer", "'ddpp'"]),
+        (["--resume", "none.ckpt"], ["none.ckpt"]),
+        (["--model.weights", "none.ckpt"], ["none.ckpt", "--model.weights"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -109,21 +108,22 @@ def test_options_that_cannot_be_used(chips, refused, options, words):
     ("content", "words"),
     [
         (b"run_name: [unclosed\n", "did not find expected"),
-        (b"- a\n- b\n", "must hold keys and values"),
-        (b"", "must hold keys and values"),
+        (b"- a\n- b\n", "config"),
+        (b"", "config"),
         (bytes(range(128, 256)), "utf-8"),
-        (b"run_name: a\ndata: {root: x, speed: 3}\n", "speed"),
-        (b"run_name: a\ndata: {root: x}\nmodel: {backbone: terramind_v9}\n", "'terramind_v9' is unknown"),
+        (b"run_name: a\ndata: {root: ROOT, speed: 3}\n", "speed"),
+        (b"run_name: a\ndata: {root: ROOT}\nmodel: {backbone: terramind_v9}\n", "'terramind_v9'"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path, refused, content, words):
-    Path("a.yaml").write_bytes(content)
+def test_files_that_cannot_be_used(chips, refused, content, words):
+    Path("a.yaml").write_bytes(content.replace(b"ROOT", str(chips).encode()))
     said = refused("fit", "--config", "a.yaml", "--trainer.max_epochs", 1)
-    assert words in said and ("a.yaml" in said or "unknown" in said)
+    assert words in said and ("a.yaml" in said or "terramind_v1_tiny" in said)
 
 
 def test_what_a_configuration_lacks_is_named(refused):
-    assert "gives no run_name, data.root" in refused("fit", "--trainer.max_epochs", 2)
+    said = refused("fit", "--trainer.max_epochs", 2)
+    assert "run_name" in said and "data.root" in said
 
 
 def test_conveniences_of_the_parser(capsys):
@@ -149,16 +149,16 @@ def test_chips_of_eleven_bands(copy, refused):
         row["s2_shape"], row["s2_bytes"] = [11, 128, 128], row["s2_bytes"][: 11 * 128 * 128 * 2]
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
     said = refused(*_fit(copy))
-    assert str(path) in said and "[11, 128, 128]; it must be [12, H, W]." in said
+    assert str(path) in said and "[11, 128, 128]" in said
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s["S2L2A"]["means"].pop(), "hold 11 means for S2L2A, which has 12 bands"),
-        (lambda s: s["DEM"].update(stds=[0.0]), "stds of DEM must be finite, and standard deviations above zero"),
-        (lambda s: s.update(LULC={"means": [1], "stds": [1]}), "name a modality 'LULC'"),
-        (lambda s: s.pop("S1GRD"), "cover S2L2A, DEM but the model also takes S1GRD"),
+        (lambda s: s["S2L2A"]["means"].pop(), "11 means for S2L2A"),
+        (lambda s: s["DEM"].update(stds=[0.0]), "stds of DEM"),
+        (lambda s: s.update(LULC={"means": [1], "stds": [1]}), "'LULC'"),
+        (lambda s: s.pop("S1GRD"), "S1GRD"),
     ],
 )
 def test_statistics_of_other_modalities(copy, refused, change, words):
@@ -172,12 +172,12 @@ def test_statistics_of_other_modalities(copy, refused, change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data.block_size", "60"], ["The train split of", "(18 chips give 0 train, 18 val, 0 test)", "block_size."]),
+        (["--data.block_size", "60"], ["train split", "0 train, 18 val, 0 test", "block_size"]),
         (
             ["--data.sanity", "1.0"],
-            ["more than 0.2% lake (18 chips give", "12 fail the sanity filter at 1.0)", "sanity null"],
+            ["12 fail the sanity filter", "sanity null"],
         ),
-        (["--data.buffer", "0.0749"], ["The train split of", "18 lie in the buffer)", "or a smaller buffer."]),
+        (["--data.buffer", "0.0749"], ["train split", "18 lie in the buffer"]),
     ],
 )
 def test_empty_splits_say_where_the_chips_went(chips, refused, options, words):
@@ -189,8 +189,7 @@ def test_a_region_without_validation_chips(tmp_path, refused):
     place = {"lat": 43.22, "lon": 77.07}  # a training block
     write_dataset(tmp_path / "data", shards=2, chips=2, size=128, **place)
     said = refused(*_fit(tmp_path / "data", "--data.regions", "[ile_alatau]"))
-    assert "The val split of" in said and "2 chips of these regions give 2 train, 0 val" in said
-    assert "use more data, more regions or another block_size." in said
+    assert "val split" in said and "2 train, 0 val" in said and "block_size" in said
 
 
 def test_validation_chips_without_a_lake_are_refused_before_training(copy, refused):
@@ -201,7 +200,7 @@ def test_validation_chips_without_a_lake_are_refused_before_training(copy, refus
                 row["mask_bytes"], row["water_frac"] = bytes(128 * 128), 0.0
         pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
     said = refused(*_fit(copy))
-    assert "validation chips of" in said and "shows a lake, so no IoU would tell one epoch from another" in said
+    assert str(copy) in said and "validation chips" in said and "lake" in said
 
 
 def _training_ids(root: Path) -> set[str]:
@@ -230,9 +229,7 @@ def checkpoints(tmp_path: Path) -> dict[str, Path]:
 
 def test_weights_to_start_from_that_do_not_fit(chips, refused, checkpoints):
     said = refused(*_fit(chips, "--model.weights", checkpoints["unet"]))
-    assert (
-        "unet.ckpt do not fit this model: " in said and "missing (net.decoder." in said and "unexpected (net." in said
-    )
+    assert "unet.ckpt" in said and "missing (net.decoder." in said and "unexpected (net." in said
     said = refused(*_fit(chips, "--model.weights", checkpoints["encoder"]))
     assert (
         "1 missing (encoder.3.mlp.fc1.weight)" in said and "encoder.4.mlp.fc1.weight is (5, 7), here (768, 192)" in said
@@ -247,7 +244,7 @@ def test_a_hub_that_cannot_be_reached_leaves_the_local_file(chips, refused, monk
 
     monkeypatch.setattr("cryosentinel.hub.download_file", unreachable)
     said = refused(*_fit(chips, "--model.pretrained", "true"))
-    assert "TerraMind_v1_tiny.pt is not in" in said and "try again, or name a local file of weights (model.w" in said
+    assert "TerraMind_v1_tiny.pt" in said and "model.weights" in said
 
 
 def test_a_harmful_file_never_runs(chips, refused, checkpoints):
@@ -263,7 +260,7 @@ def test_a_harmful_file_never_runs(chips, refused, checkpoints):
         ["audit", "--ckpt", harm, "--data", chips],
     ):
         said = refused(*words)
-        assert "holds more than weights and plain values" in said and "cryosentinel convert" in said, words
+        assert "cryosentinel convert" in said, words
     assert main(["convert", str(harm), "out.safetensors"]) == 0  # reads it as data
     assert load_checkpoint("out.safetensors")["state_dict"].keys() == {"model.w"}
     assert not Path(MARK).exists() and not list(run.glob("soup*"))
@@ -285,21 +282,21 @@ class TestResuming:
     def test_from_another_model(self, run, words, refused):
         last = run / "checkpoints" / "last.ckpt"
         said = refused(*words, "--resume", last, "--model.decoder_channels", 64)
-        assert "holds another model (decoder_channels is 256 there, 64 asked)" in said
+        assert "decoder_channels is 256 there, 64 asked" in said
         assert not Path("new").exists()
 
     def test_from_another_configuration(self, run, words, refused):
         last = run / "checkpoints" / "last.ckpt"
         said = refused(*words, "--resume", last, "--optim.lr", 0.5)
-        assert "it differs in optim.lr" in said and str(run / "logs" / "config.yaml") in said
+        assert "optim.lr" in said and "config.yaml" in said
         (run / "logs" / "config.yaml").unlink()  # a checkpoint that was copied alone
         said = refused(*words, "--resume", last, "--optim.frozen_blocks", 2)
-        assert "an optimiser with other parts (5 groups of parameters there, 2 here)" in said
+        assert "5 groups of parameters there, 2 here" in said
         assert not Path("new").exists()
 
     def test_from_weights_alone(self, run, words, refused):
         said = refused(*words, "--resume", run / "checkpoints" / "best.ckpt")
-        assert "holds weights alone, not the state of a run" in said and not Path("new").exists()
+        assert "weights alone" in said and "best.ckpt" in said and not Path("new").exists()
 
     def test_an_earlier_run_stays_where_the_new_one_is_refused(self, run, words, refused):
         before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
@@ -359,18 +356,18 @@ class TestResuming:
     def test_a_folder_that_cannot_be_written(self, words, refused):
         Path("file").write_text("")
         said = refused(*words[:-1], "file/run")
-        assert said.startswith("Not a directory (") and "check the path" in said
+        assert "Not a directory" in said and "file/run" in said
 
 
 def test_evaluating_another_architecture(chips, refused, checkpoints):
     said = refused("evaluate", "--ckpt", checkpoints["unet"], "--data", chips, "--model", TINY)
-    assert "holds another model (architecture is 'smp_unet' there, 'terramind' asked" in said
+    assert "architecture is 'smp_unet' there, 'terramind' asked" in said
     torch.save(dict(slim().state_dict()), "bare.ckpt")
     said = refused("evaluate", "--ckpt", "bare.ckpt", "--data", chips)
-    assert "does not say what model it holds" in said and "--model" in said
+    assert "bare.ckpt" in said and "--model" in said
     said = refused("evaluate", "--ckpt", "bare.ckpt", "--data", chips, "--model", TINY)
-    assert "does not hold the statistics" in said and "--statistics" in said
+    assert "bare.ckpt" in said and "--statistics" in said
 
 
 def test_a_soup_without_snapshots(refused):
-    assert "nowhere holds no snapshots" in refused("soup", "nowhere")
+    assert "nowhere" in refused("soup", "nowhere")

@@ -142,7 +142,8 @@ def test_command_line(tmp_path, small_dataset, capsys):  # noqa: F811
     assert (
         saved["optim"]["lr"] == 0.002 and saved["optim"]["warmup_epochs"] == 1 and saved["trainer"]["max_epochs"] == 1
     )
-    assert main(["--help"]) is None
+    with pytest.raises(SystemExit):
+        main(["--help"])
     assert "--optim.layer_decay" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ from cryosentinel.data import sanity
 from cryosentinel.data.cache import INDEX, PIXELS, cache_shard, default_cache_dir, entry_of
 from cryosentinel.data.pixels import Chip
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.paths import SHARDS
+from cryosentinel.paths import dataset
 
 PLACE_DIGITS = 5  # degrees: about a metre; two chips of one year nearer than that are one chip
 WATER_TOLERANCE = 0.001
@@ -184,12 +184,8 @@ def find_shards(
         InputError: the folder is missing, or holds no shard of the regions and years asked for.
         ConfigError: a region or year is asked for that the dataset does not have.
     """
-    if not root.is_dir():
-        raise InputError(f"There is no dataset folder {root}; simulate, ingest or download one, or check the path.")
-    paths = sorted(root.glob(SHARDS))
-    if not paths:
-        raise InputError(f"{root} holds no shards; they are expected at <region>/<year>/shard_NNN.parquet below it.")
-    folders = {(path.parts[-3], path.parts[-2]) for path in paths}
+    shards = dataset(root)
+    folders = {(path.parts[-3], path.parts[-2]) for path in shards}
     for asked, have, what in ((regions, {r for r, _ in folders}, "region"), (years, {y for _, y in folders}, "year")):
         unknown = sorted({str(value) for value in asked} - have) if asked is not None else []
         if unknown:
@@ -198,7 +194,7 @@ def find_shards(
     wanted_years = None if years is None else {str(year) for year in years}
     chosen = {
         path.relative_to(root).as_posix(): path
-        for path in paths
+        for path in shards
         if (wanted_regions is None or path.parts[-3] in wanted_regions)
         and (wanted_years is None or path.parts[-2] in wanted_years)
     }

@@ -170,24 +170,11 @@ def resolve_checkpoint(ckpt: str | os.PathLike[str], runs_dir: str | os.PathLike
         CheckpointError: there is no such file.
         HubError: the hub cannot be reached or does not hold it.
     """
-    name, runs = os.fspath(ckpt), Path(runs_dir or paths.runs())
-    if name.startswith("hf://"):
+    if os.fspath(ckpt).startswith("hf://"):
         from cryosentinel.hub import download_file
 
-        return Path(download_file(name))
-    if Path(name).is_file():
-        return Path(name)
-    if Path(name).name != name:
-        raise CheckpointError(f"There is no checkpoint {name}; check the path.")
-    found = [path for path in runs.glob("*/checkpoints/*") if path.name == name and path.is_file()]
-    if found:
-        return max(found, key=lambda path: (path.stat().st_mtime_ns, path))
-    others = sorted({path.name for path in runs.glob("*/checkpoints/*.ckpt")})
-    there = f"the runs there hold {', '.join(others[:5])}" if others else "there are no finished runs there"
-    raise CheckpointError(
-        f"No run in {runs} holds a checkpoint {name} ({there}); run the training first, or give a path or an "
-        "hf:// address."
-    )
+        return Path(download_file(os.fspath(ckpt)))
+    return paths.checkpoint(ckpt, runs_dir)
 
 
 def sanitize_resume(ckpt: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from cryosentinel import paths
-from cryosentinel.errors import CheckpointError, ConfigError, InputError
+from cryosentinel.arguments import instantiate
+from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.precision import Precision, choose, device_of
 from cryosentinel.training.callbacks import EMA, RunFiles, ema_decay, ema_warmup_steps
-from cryosentinel.training.config import RunConfig, instantiate, parse, wants_help
+from cryosentinel.training.config import RunConfig, parse
 from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
 from cryosentinel.training.optim import (
     describe_profile,
@@ -85,18 +86,16 @@ def fit(
     return _fit(parser, namespace, run_dir, resume)
 
 
-def main(argv: Sequence[str] | None = None) -> Path | None:
+def main(argv: Sequence[str] | None = None) -> Path:
     """``cryosentinel fit --config FILE [--run_dir DIR] [--resume auto|never|CKPT] [--section.key VALUE ...]``.
 
     Args:
         argv: the words after ``fit``.
 
     Returns:
-        The run folder; None if only help was asked for.
+        The run folder.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if wants_help(words):
-        return None
     if not words:
         raise ConfigError("fit needs a configuration: cryosentinel fit --config configs/quick.yaml")
     parser, namespace = parse({}, words)
@@ -141,7 +140,7 @@ def _fit(parser: ArgumentParser, namespace: Namespace, run_dir: Any, resume: Any
     source = Path(resume) if state is not None and resume != "auto" else folder / "checkpoints" / "last.ckpt"
     stand = None if state is None else standing(state)
     if state is None:
-        _check_weights(run.model.weights)
+        paths.start_weights(run.model.weights)
 
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
@@ -193,23 +192,6 @@ def _train(trainer: pl.Trainer, task: SegmentationTask, data: ChipDataModule, la
         if isinstance(error, SystemExit) and trainer.interrupted:  # Lightning makes an exit of the user's Ctrl-C
             raise KeyboardInterrupt from None
         raise
-
-
-def _check_weights(weights: str | None) -> None:
-    """Say what to do where the weights to start from are not there, before anything is read or built."""
-    if weights is None or weights.startswith("hf://") or Path(weights).is_file():
-        return
-    path, advice = Path(weights), "check the path"
-    if path.parts[-2:] == ("checkpoints", "soup.ckpt"):
-        run = path.parent.parent
-        advice = f"it is the soup of an earlier run: make it with `cryosentinel soup {run}`"
-        if not any(path.parent.glob("step*-iou*.ckpt")):
-            advice += ", once that run is trained"
-            config = Path("configs") / f"{run.name}.yaml"
-            advice += f" (`cryosentinel fit --config {config}`)" if config.is_file() else ""
-    raise CheckpointError(
-        f"There is no file {weights} to start from; {advice}, or name other weights with --model.weights."
-    )
 
 
 def prepare_task(
