@@ -77,6 +77,8 @@ class Gate:
         elevation = np.where(valid, dem[0], np.median(dem[0][valid]) if valid.any() else 0).astype(np.float32)
         steep = slope(ndimage.uniform_filter(elevation, 5, mode="nearest"))
         passes = valid & ((ndwi(s2) > self.ndwi) | (mndwi(s2) > self.mndwi)) & (steep <= self.slope)
+        # Noise and threads of a pixel or two are no lakes.
+        passes = ndimage.binary_opening(passes, np.ones((3, 3), bool))
         labels, count = ndimage.label(passes, structure=np.ones((3, 3), np.uint8))
         if not count:
             return passes

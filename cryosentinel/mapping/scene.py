@@ -418,7 +418,7 @@ def predict_bands(
         top = tops[index]
         raw = scene.read(top, rows)
         valid = valid_mask(*raw)
-        states = window_states(raw, valid, lefts, options)
+        states = window_states(raw, valid, top, height, lefts, options)
         # A scene smaller than a window is mirrored up to it; the mirror is cut off again below.
         arrays = [np.pad(a, pad, mode="symmetric") for a in clean(*raw)]
         wanted = [x for x, state in zip(lefts, states.tolist(), strict=True) if state == RUN]
@@ -448,24 +448,37 @@ def predict_bands(
 
 
 def window_states(
-    raw: tuple[np.ndarray, np.ndarray, np.ndarray], valid: np.ndarray, lefts: Sequence[int], options: Options
+    raw: tuple[np.ndarray, np.ndarray, np.ndarray],
+    valid: np.ndarray,
+    top: int,
+    height: int,
+    lefts: Sequence[int],
+    options: Options,
 ) -> np.ndarray:
     """What becomes of each window of a row of windows: (windows,) uint8, positions in :data:`WINDOW_STATES`.
+
+    The gate asks about a window's core, without the half of its overlap that a neighbour sees better: the cores of all
+    windows cover the scene, so that every possible lake is seen by the window that it lies deepest in.
 
     Args:
         raw: the rows as :meth:`OpenScene.read` gives them.
         valid: (rows, W) bool.
+        top: first row.
+        height: of the scene.
         lefts: first column of each window.
-        options: window size and gate.
+        options: window size, overlap and gate.
     """
     states = np.zeros(len(lefts), np.uint8)
     possible = options.gate.possible(*raw, valid) if options.gate else None
+    (rows, width), half = valid.shape, options.overlap // 2
+    core_rows = slice(half if top else 0, rows - half if top + rows < height else rows)
     for number, x in enumerate(lefts):
-        columns = slice(x, x + options.window)
-        if not valid[:, columns].any():
+        if not valid[:, x : x + options.window].any():
             states[number] = NO_DATA
-        elif possible is not None and not possible[:, columns].any():
-            states[number] = GATED
+        elif possible is not None:
+            right = x + options.window
+            core = slice(x + half if x else 0, right - half if right < width else right)
+            states[number] = RUN if possible[core_rows, core].any() else GATED
     return states
 
 
