@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -88,21 +89,46 @@ DISTRIBUTIONS = {
 }
 
 
-def test_the_package_imports_only_what_it_requires():
-    required = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in minimum.requirements()}
-    missing = {}
-    for path in (ROOT / "cryosentinel").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+#: Used as programs, not imported: the book, its kernel, and the tools of development.
+PROGRAMS = {"jupyter-book", "ipykernel", "mypy", "nbstripout", "pre-commit", "pytest-xdist", "ruff", "rustac"}
+
+
+def _distributions(sources: Iterable[str]) -> set[str]:
+    """The distributions that Python sources import, those that tests skip without included."""
+    found = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            for name in (each.partition(".")[0] for each in names):
-                if name in sys.stdlib_module_names or name == "cryosentinel":
-                    continue
-                distribution = DISTRIBUTIONS.get(name, name).lower().replace("_", "-")
-                if distribution not in required:
-                    missing[name] = str(path.relative_to(ROOT))
-    assert not missing, "imported, but in no list of pyproject.toml"
+            found.update(each.partition(".")[0] for each in names)
+        found.update(re.findall(r'importorskip\("(\w+)', source))
+    found -= {*sys.stdlib_module_names, "cryosentinel"}
+    return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in found}
+
+
+def _names(lines: Iterable[str]) -> set[str]:
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in lines}
+
+
+def test_imports_and_requirements_are_the_same():
+    own = _distributions(path.read_text(encoding="utf-8") for path in (ROOT / "cryosentinel").rglob("*.py"))
+    assert own <= _names(minimum.requirements()), "the package imports it, but it stands in no list of pyproject.toml"
+    scripts = [path for folder in ("book/_ext", "notebooks") for path in (ROOT / folder).glob("*.py")]
+    cells = (
+        re.sub(r"^(\s*)[%!].*$", r"\1pass", "".join(cell["source"]), flags=re.MULTILINE)
+        for path in (ROOT / "notebooks").glob("*.ipynb")
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    )
+    run = own | _distributions([*(path.read_text(encoding="utf-8") for path in scripts), *cells])
+    unused = _names(PROJECT["dependencies"]) - run - PROGRAMS
+    assert not unused, "required by pyproject.toml, but neither the package nor the book imports it"
+    tests = (
+        path.read_text(encoding="utf-8") for name in ("tests", "benchmarks") for path in (ROOT / name).glob("*.py")
+    )
+    unused = _names(minimum.requirements()) - run - _distributions(tests) - PROGRAMS
+    assert not unused, "in an extra of pyproject.toml, but nothing imports it"
 
 
 def test_the_public_interface_is_what_editors_see_and_loads_when_it_is_used():

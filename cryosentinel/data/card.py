@@ -91,17 +91,17 @@ def write_card(
 
 
 def _front_matter(name: str, licence: str, count: int, tags: Sequence[str]) -> str:
-    import yaml
+    from huggingface_hub import DatasetCardData
 
-    values: dict[str, Any] = {
-        "pretty_name": name,
-        "license": licence,
-        "task_categories": ["image-segmentation"],
-        "tags": list(dict.fromkeys(["glacial-lakes", "sentinel-1", "sentinel-2", "dem", "high-mountain-asia", *tags])),
-        "size_categories": [next((label for limit, label in SIZES if count < limit), "n>1M")],
-        "configs": [{"config_name": "default", "data_files": SHARDS}],
-    }
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n"
+    values = DatasetCardData(
+        pretty_name=name,
+        license=licence,
+        task_categories=["image-segmentation"],
+        size_categories=[next((label for limit, label in SIZES if count < limit), "n>1M")],
+        tags=list(dict.fromkeys(["glacial-lakes", "sentinel-1", "sentinel-2", "dem", "high-mountain-asia", *tags])),
+        configs=[{"config_name": "default", "data_files": SHARDS}],
+    )
+    return f"---\n{values.to_yaml()}\n---\n"
 
 
 def _files(root: Path) -> str:
