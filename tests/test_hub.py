@@ -155,7 +155,7 @@ def test_addresses_are_read_or_refused():
     assert parse_hub_uri("hf://a/b/soup.ckpt@refs/pr/3").revision == "refs/pr/3"
     assert parse_hub_uri("hf://datasets/a/b/x.json") == HubUri("a/b", "x.json", None, "dataset")
     for wrong in ("soup.ckpt", "hf://a/b", "hf://a/b/", "hf://a//c", "hf://a/b/../c", "hf://a/b/c@", "hf://a b/c/d"):
-        with pytest.raises(HubError, match="not an address of the form"):
+        with pytest.raises(HubError, match="hf://owner/repo"):
             parse_hub_uri(wrong)
 
 
@@ -175,7 +175,7 @@ def test_a_file_is_fetched_once_and_found_again_without_the_hub(tmp_path, monkey
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert download_file("hf://a/b/ckpt/soup.ckpt@v1", cache_dir=tmp_path) == path
         assert len(server.requests) == asked
-        with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
             download_file("hf://a/b/other.ckpt", cache_dir=tmp_path)
         monkeypatch.delenv("HF_HUB_OFFLINE")
     start = time.perf_counter()  # the hub is gone
@@ -189,18 +189,18 @@ def test_what_the_hub_does_not_hold_is_named(tmp_path, monkeypatch):
     with hub({"models/a/b": {"soup.ckpt": b"x"}, "datasets/a/d": {"README.md": b"x"}}) as server:
         point_to(server, monkeypatch)
         for uri, says in (
-            ("hf://a/none/soup.ckpt", "no repository for hf://a/none/soup.ckpt"),
-            ("hf://a/b/none.ckpt", "holds no file at hf://a/b/none.ckpt"),
-            ("hf://a/b/soup.ckpt@v9", "no such revision of hf://a/b/soup.ckpt@v9"),
+            ("hf://a/none/soup.ckpt", "repository .*hf://a/none/soup.ckpt"),
+            ("hf://a/b/none.ckpt", "file .*hf://a/b/none.ckpt"),
+            ("hf://a/b/soup.ckpt@v9", "revision .*hf://a/b/soup.ckpt@v9"),
         ):
             with pytest.raises(HubError, match=says) as caught:
                 download_file(uri, cache_dir=tmp_path)
             assert "\n" not in str(caught.value)
-        with pytest.raises(HubError, match="holds no shards"):
+        with pytest.raises(HubError, match=r"a/d .*shards"):
             download_dataset("a/d", cache_dir=tmp_path)
-        with pytest.raises(HubError, match="no repository for a/none"):
+        with pytest.raises(HubError, match=r"repository .*a/none"):
             download_dataset("a/none", cache_dir=tmp_path)
-        with pytest.raises(HubError, match="does not name a dataset"):
+        with pytest.raises(HubError, match="'none'"):
             download_dataset("none", cache_dir=tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_a_hub_that_dies_half_way_is_one_sentence_and_the_next_call_resumes(tmp_
         point_to(server, monkeypatch)
         port = server.server_address[1]
         server.allowance = len(data) // 2
-        with pytest.raises(HubError, match=r"hf://a/b/soup.ckpt.*(broke off|failed)") as caught:
+        with pytest.raises(HubError, match=r"hf://a/b/soup.ckpt") as caught:
             download_file("hf://a/b/soup.ckpt", cache_dir=tmp_path)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("snapshots/*/soup.ckpt"))  # nothing half-written is ever served
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_thrown_away(tmp_path, monkeypatch):
     with hub({"models/a/b": {"soup.ckpt": b"good" * 100}}) as server:
         point_to(server, monkeypatch)
         server.tag = lambda data: hashlib.sha256(b"something else").hexdigest()  # of a large file
-        with pytest.raises(HubError, match="came damaged"):
+        with pytest.raises(HubError, match=r"soup\.ckpt .*damaged"):
             download_file("hf://a/b/soup.ckpt", cache_dir=tmp_path)
         assert not [path for path in tmp_path.rglob("*.partial") if path.is_file()]
         server.tag = lambda data: hashlib.sha256(data).hexdigest()
@@ -262,9 +262,9 @@ def test_a_dataset_is_fetched_by_region_and_year_and_read_by_the_store(tmp_path,
         assert all("resolve/" + COMMITS["v1"] in path for _, path, _ in server.requests if "resolve" in path)
         whole = download_dataset("a/chips", cache_dir=tmp_path / "hub")
         assert len(ChipStore(whole, tmp_path / "converted")) == 12
-        with pytest.raises(HubError, match="no shards of the region pamir"):
+        with pytest.raises(HubError, match="region pamir"):
             download_dataset("a/chips", regions=["pamir", "ile_alatau"], cache_dir=tmp_path / "hub")
-        with pytest.raises(HubError, match="no shards of the year 1999"):
+        with pytest.raises(HubError, match="year 1999"):
             download_dataset("a/chips", years=[1999], cache_dir=tmp_path / "hub")
     start = time.perf_counter()  # without the hub
     assert download_dataset("a/chips", cache_dir=tmp_path / "hub") == whole
@@ -272,7 +272,7 @@ def test_a_dataset_is_fetched_by_region_and_year_and_read_by_the_store(tmp_path,
     with pytest.raises(HubError, match="cannot be reached"):
         download_dataset("a/other", cache_dir=tmp_path / "hub")
     assert download_dataset(str(whole)) == whole  # a local folder instead
-    with pytest.raises(HubError, match="no dataset folder"):
+    with pytest.raises(HubError, match="nowhere"):
         download_dataset("./nowhere")
 
 
@@ -285,7 +285,7 @@ def test_a_dataset_goes_on_where_its_hub_died(tmp_path, monkeypatch, published):
         server.allowance = 5 * PORTION
         with pytest.raises(HubError, match=r"a/chips"):
             download_dataset("a/chips", **options)
-    with pytest.raises(HubError, match=r"a/chips is not in the local cache, or not all of it"):
+    with pytest.raises(HubError, match=r"a/chips .*cache"):
         download_dataset("a/chips", **options)  # still away: half a dataset is not passed off as a whole one
     with hub(published, port) as server:
         root = download_dataset("a/chips", **options)
@@ -295,3 +295,21 @@ def test_a_dataset_goes_on_where_its_hub_died(tmp_path, monkeypatch, published):
         fetched = [path for command, path, _ in server.requests if command == "GET" and "resolve" in path]
         assert 0 < len(fetched) < len(published["datasets/a/chips"]) - 1 and total > 5 * PORTION
     assert isinstance(root, Path) and len(ChipStore(root)) == 12
+
+
+def test_the_command_fetches_what_it_is_asked_for(tmp_path, monkeypatch, capsys, published):
+    from cryosentinel.cli import main
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with hub(published) as server:
+        point_to(server, monkeypatch)
+        words = ["download", str(tmp_path / "chips"), "--repo", "a/chips", "--revision", "v1"]
+        assert main([*words, "--regions", "[tien_shan_full]", "--years", "[2022]"]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / "chips")
+        assert all("resolve/" + COMMITS["v1"] in path for _, path, _ in server.requests if "resolve" in path)
+        assert main([*words, "--regions", "[atlantis]"]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("cryosentinel: error: ") and "atlantis" in said
+    shards = {path.relative_to(tmp_path / "chips").as_posix() for path in (tmp_path / "chips").glob("*/*/*.parquet")}
+    assert shards == {"tien_shan_full/2022/shard_000.parquet"}
+    assert len(ChipStore(tmp_path / "chips")) == 3
