@@ -26,6 +26,8 @@ COMMANDS = {
     "score": "score saved tables again: thresholds, regions, calibration, intervals and differences, without a network",
     "audit": "compare labels, MNDWI and predictions, and score the corrected labels",
     "predict": "map water over 15-band GeoTIFF scenes of any size",
+    "map": "map lakes: from scenes, or chips of a dataset, to outlines with areas, a GeoPackage and an offline map",
+    "change": "link the lakes of several years, and call change where it exceeds the intervals of their areas",
     "stack": "build a 15-band GeoTIFF from aligned Sentinel-2, Sentinel-1 and elevation rasters",
     "split": "assign chips to split blocks and certify that no split sees another's pixels",
     "ingest": "build chips of any region and year from a STAC service and a lake inventory",
@@ -95,10 +97,12 @@ def _run(words: Sequence[str]) -> None:
         return
     function = getattr(commands, name)
     required, every = _required(function), signature(function).parameters
-    many = any("list" in str(p.annotation) for p in [*required.values()][:1])
+    # Inputs go by position where the first ones are required, or where the first is a list that may be left out.
+    many = any("list" in str(p.annotation) for p in [*every.values()][:1])
+    positions = [*required] or [*every][: int(many)]
     flags = [option for option, p in every.items() if p.annotation == "bool"]
     parser = parser_of(name, function)
-    values = instantiate(parser, read(parser, [name, *as_options(rest, [*required], many, flags)]))[name]
+    values = instantiate(parser, read(parser, [name, *as_options(rest, positions, many, flags)]))[name]
     function(**{option: values[option] for option in every})
 
 

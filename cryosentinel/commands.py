@@ -273,6 +273,125 @@ def predict(
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")
 
 
+def map(
+    scenes: list[str] | None = None,
+    s2: Path | None = None,
+    s1: Path | None = None,
+    dem: Path | None = None,
+    data: Path | None = None,
+    region: str = "",
+    year: int | None = None,
+    n_chips: int | None = None,
+    ckpt: str | None = None,
+    out: Path | None = None,
+    threshold: float = 0.5,
+    min_area_ha: float = 0.1,
+    flips: Literal[1, 2, 4] = 4,
+    overlap: int = 112,
+    batch_size: int = 8,
+    gate: bool = True,
+    gate_rules: Path | None = None,
+    s2_offset: int | None = None,
+    s1_linear: bool = False,
+    glaciers: Path | None = None,
+    intervals: Path | None = None,
+    precision: Choice = "auto",
+    device: str = "cpu",
+    scheduler: str | None = None,
+    model: Path | None = None,
+    statistics: Path | None = None,
+) -> None:
+    """Map lakes: rasters, outlines with true areas and intervals, a GeoPackage, a metrics file and an offline map.
+
+    Args:
+        scenes: 15-band rasters (12 Sentinel-2 bands, VV, VH, elevation) of any size; or give --s2, --s1 and --dem, or
+            --data, --region and --year.
+        s2: 12 bands of Sentinel-2 L2A, reflectance x 10,000.
+        s1: VV and VH on the same grid, dB.
+        dem: elevation on the same grid, metres.
+        data: folder of chips in the published format.
+        region: of the chips.
+        year: of the chips, or of the scenes where they do not say.
+        n_chips: the first so many chips; all by default.
+        ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path; the packaged weights by default.
+        out: folder of the outputs; outputs/predictions by default.
+        threshold: probability from which a pixel is water.
+        min_area_ha: smaller lakes are left out; below 0.5 ha they are flagged as candidates.
+        flips: test-time flips averaged in logit space.
+        overlap: pixels that neighbouring windows share.
+        batch_size: windows a forward pass.
+        gate: skip windows where no glacial lake can be.
+        gate_rules: YAML file of the rules; the package's own by default.
+        s2_offset: digital numbers to subtract from Sentinel-2: 1000 for raw L2A of baseline 04.00 and later.
+        s1_linear: the radar is linear power rather than dB.
+        glaciers: file of glacier outlines, for the distance of each lake to the nearest.
+        intervals: JSON file of calibrated area intervals; bounds come from the outlines' lengths without.
+        precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
+        device: cpu or cuda.
+        scheduler: address of a Dask scheduler, or local; one process without.
+        model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
+        statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
+    """
+    from cryosentinel.errors import ConfigError
+
+    rasters = [path for path in (s2, s1, dem) if path is not None]
+    if bool(scenes) + bool(rasters) + (data is not None) != 1 or len(rasters) not in (0, 3):
+        raise ConfigError(
+            "Name what to map in one way: scenes, or --s2, --s1 and --dem, or --data, --region and --year."
+        )
+    if data is not None and (not region or year is None):
+        raise ConfigError("Chips of a dataset are chosen by --region and --year; give both.")
+    for path in (*(scenes or ()), *rasters):
+        paths.existing(path, "raster")
+    for given, what in ((glaciers, "file of glaciers"), (intervals, "file of intervals")):
+        if given is not None:
+            paths.existing(given, what)
+    _look_for(ckpt, data, model, statistics)
+    from cryosentinel.mapping.gate import Gate
+    from cryosentinel.mapping.product import chip_scenes, map_lakes
+    from cryosentinel.mapping.scene import Options, Scene
+
+    out = out or paths.predictions()
+    rules = Gate.read(gate_rules) if gate else None
+    options = Options(flips, overlap=overlap, batch_size=batch_size, gate=rules, precision=precision)
+    if data is not None:
+        assert year is not None
+        found = chip_scenes(data, region, year, out / "chips", n_chips)
+    else:
+        found = [Scene.of(scene, "", s2_offset, s1_linear) for scene in ([rasters] if rasters else scenes or [])]
+    result = map_lakes(
+        found, out, ckpt, threshold, options, min_area_ha, year, glaciers, intervals, model, statistics, device,
+        scheduler,
+    )  # fmt: skip
+    summary, windows = result.summary, result.summary["windows"]
+    print(
+        f"{summary['lakes']} lakes, {summary['area_ha']:.2f} ha ({summary['area_low_ha']:.2f} to "
+        f"{summary['area_high_ha']:.2f}); windows: {windows['run']} run, {windows['gated']} skipped by the gate, "
+        f"{windows['no data']} without data"
+    )
+    print(result.lakes, result.page, sep="\n")
+
+
+def change(outlines: list[str], out: Path, pixel_m: float = 10.0) -> None:
+    """Link the lakes of several years, and call change where it exceeds the intervals of their areas.
+
+    Args:
+        outlines: files of one year each (lakes.parquet of map, or any vector file with the year in its name).
+        out: folder for outlines.parquet, lakes.csv (fastest growing first) and events.csv.
+        pixel_m: pixels that outlines without an interval were drawn from, m.
+    """
+    for path in outlines:
+        paths.existing(path, "file of outlines")
+    from cryosentinel.mapping.change import link_years, read_outlines, write_changes
+
+    found = link_years(read_outlines(outlines, pixel_m))
+    write_changes(found, out)
+    print(found.lakes["call"].value_counts().to_string())
+    shown = ["identity", "first_year", "last_year", "first_ha", "last_ha", "rate_ha_a", "call", "note"]
+    print(found.lakes[shown].head(10).to_string(index=False))
+    print(out / "lakes.csv")
+
+
 def stack(s2: Path, s1: Path, dem: Path, out: Path, s2_offset: int | None = None, s1_linear: bool = False) -> None:
     """Build the 15-band GeoTIFF that predict takes from three rasters on one grid.
 

@@ -302,6 +302,22 @@ def test_a_scene_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
             Options(**options)
 
 
+def test_a_scene_with_the_offset_is_refused_and_mapped_when_it_is_named(tmp_path: Path) -> None:
+    bands, model = scene_bands(64, 64), PixelModel().eval()
+    bands[12:14] = 10 ** (bands[12:14] / 10)
+    raised = bands.copy()
+    raised[:12] += 1000
+    scene = write_scene(tmp_path / "new.tif", raised)
+    with pytest.raises(InputError, match=r"new\.tif.*s2_offset"):
+        predict_scene(model, scene, tmp_path / "o", progress=False)
+    as_said = scenes.Scene.of(scene, "said", s2_offset=1000, s1_linear=True)
+    got = read(predict_scene(model, as_said, tmp_path / "o", progress=False)["probability"])
+    plain = scenes.Scene.of(write_scene(tmp_path / "old.tif", bands), s1_linear=True)
+    np.testing.assert_array_equal(got, read(predict_scene(model, plain, tmp_path / "o", progress=False)["probability"]))
+    with pytest.raises(InputError, match=r"old\.tif.*s2_offset"):
+        predict_scene(model, scenes.Scene.of(tmp_path / "old.tif", "", 1000, True), tmp_path / "o", progress=False)
+
+
 @pytest.mark.parametrize(
     ("crs", "transform"),
     [

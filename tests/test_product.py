@@ -19,6 +19,7 @@ from affine import Affine
 from chip_factory import write_dataset
 from test_predict import PixelModel, exact, write_scene
 
+from cryosentinel.cli import main
 from cryosentinel.errors import CheckpointError, ConfigError, HubError, InputError
 from cryosentinel.files import read_json
 from cryosentinel.mapping import product
@@ -171,6 +172,36 @@ def test_what_does_not_exist_is_named_before_anything_is_built(tmp_path: Path, s
     if not (Path(product.__file__).parents[1] / "weights").is_dir():
         with pytest.raises(InputError, match="--ckpt"):
             default_weights()
+
+
+def test_commands_map_scenes_three_rasters_and_chips_and_compare_years(
+    tmp_path: Path, ckpt: Path, scenes: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--ckpt", str(ckpt), "--flips", "1"]
+    for year, scene in ((2017, scenes[:1]), (2022, scenes)):
+        words = ["map", *map(str, scene), *common, "--out", str(tmp_path / str(year)), "--year", str(year)]
+        assert main(words) == 0
+        assert gpd.read_parquet(tmp_path / str(year) / "lakes.parquet")["year"].unique().tolist() == [year]
+    assert "3 lakes" in capsys.readouterr().out
+    found = [str(tmp_path / str(year) / "lakes.parquet") for year in (2017, 2022)]
+    assert main(["change", *found, "--out", str(tmp_path / "change")]) == 0
+    assert len(gpd.read_parquet(tmp_path / "change" / "outlines.parquet")) == 5
+    assert "not compared" in capsys.readouterr().out, "a lake was cut by the scene's edge in one year"
+
+    both = ground(230, 300)
+    both[6:12, 40:60, 40:60] = 100
+    three = [(f"--{n}", str(write_scene(tmp_path / f"{n}.tif", both[part]))) for n, part in
+             (("s2", slice(0, 12)), ("s1", slice(12, 14)), ("dem", slice(14, 15)))]  # fmt: skip
+    assert main(["map", *(word for pair in three for word in pair), *common, "--out", str(tmp_path / "three")]) == 0
+    assert read_json(tmp_path / "three" / "metrics.json")["lakes"] == 1
+
+    write_dataset(tmp_path / "data", shards=1, chips=3, size=64)
+    chips = ["--data", str(tmp_path / "data"), "--region", "ile_alatau", "--year", "2021", "--n_chips", "2"]
+    assert main(["map", *chips, *common, "--out", str(tmp_path / "chips")]) == 0
+    assert len(read_json(tmp_path / "chips" / "metrics.json")["scenes"]) == 2
+    for wrong in ([*chips, *three[0]], list(three[0]), chips[:2], []):
+        assert main(["map", *wrong, *common]) == 2
+    assert "region" in capsys.readouterr().err
 
 
 @pytest.fixture

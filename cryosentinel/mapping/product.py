@@ -161,7 +161,7 @@ def map_lakes(
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.precision import choose
 
-    checkpoint = Path(resolve_checkpoint(ckpt, paths.runs()) if ckpt is not None else default_weights()).resolve()
+    checkpoint = Path(resolve_checkpoint(ckpt) if ckpt is not None else default_weights()).resolve()
     precision = choose(options.precision, device.partition(":")[0])
     options = replace(options, precision=precision.name)  # decided here for all workers
     settings = {
@@ -170,7 +170,10 @@ def map_lakes(
         "files": {n: sha256(p) for n, p in (("glaciers", glaciers), ("intervals", intervals), ("model", model),
                                             ("statistics", statistics)) if p is not None},
     }  # fmt: skip
-    text = json.dumps([settings, [[scene.name, scene.signature()] for scene in found]], sort_keys=True)
+    text = json.dumps(
+        [settings, [[scene.name, scene.s2_offset, scene.s1_linear, scene.signature()] for scene in found]],
+        sort_keys=True,
+    )
     key = hashlib.sha256(text.encode()).hexdigest()
     done = _finished(out, key)
     if done:

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
+from cryosentinel.data.offset import check_offset
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.scores import BINS, INVALID, probability_bins, threshold_bin
 from cryosentinel.files import read_json, replacing, write_json
 from cryosentinel.geo import utm_epsg
 from cryosentinel.mapping.gate import Gate
+from cryosentinel.paths import existing
 from cryosentinel.precision import choose
 from cryosentinel.sensors import CHIP_SIZE, MODALITIES, PIXEL_SIZE_M
 
@@ -102,13 +104,24 @@ class Scene:
     Attributes:
         paths: one path or three.
         name: stem of the outputs' names; that of the first path where empty.
+        s2_offset: digital numbers to subtract from Sentinel-2; None where nothing is known, and a scene that carries
+            the +1000 of newer products is refused.
+        s1_linear: the radar is linear power rather than dB.
     """
 
     paths: tuple[str, ...]
     name: str = ""
+    s2_offset: int | None = None
+    s1_linear: bool = False
 
     @classmethod
-    def of(cls, scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]], name: str = "") -> Scene:
+    def of(
+        cls,
+        scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        name: str = "",
+        s2_offset: int | None = None,
+        s1_linear: bool = False,
+    ) -> Scene:
         """A scene from a path or three of them.
 
         Raises:
@@ -121,11 +134,10 @@ class Scene:
         if len(paths) not in (1, 3):
             raise InputError(f"A scene is one raster or three (Sentinel-2, Sentinel-1, DEM), not {len(paths)}.")
         for path in paths:
-            if not path.startswith("/vsi") and not Path(path).is_file():
-                raise InputError(f"There is no raster {path}; check the path.")
+            existing(path, "raster")
         # Workers of a cluster may run in other folders.
-        paths = tuple(path if path.startswith("/vsi") else os.path.abspath(path) for path in paths)
-        return cls(paths, name or Path(paths[0]).stem)
+        paths = tuple(os.path.abspath(path) if Path(path).is_file() else path for path in paths)
+        return cls(paths, name or Path(paths[0]).stem, s2_offset, s1_linear)
 
     def signature(self) -> list[list[Any]]:
         """Name, size and time of every file of the scene, those behind a VRT included: equal ones hold equal pixels."""
@@ -173,7 +185,7 @@ class OpenScene:
         Raises:
             InputError: the file breaks off there.
         """
-        return split_bands(self.read_raw(top, rows))
+        return split_bands(self.convert(self.read_raw(top, rows)))
 
     def preview(self, size: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], Affine]:
         """The whole scene as :meth:`read` gives it, thinned to at most ``size`` pixels a side, and its transform."""
@@ -184,7 +196,7 @@ class OpenScene:
         a, b, c, d, e, f = self.transform[:6]
         x, y = self.shape[1] / width, self.shape[0] / height
         thin = Affine(a * x, b * y, c, d * x, e * y, f)
-        return split_bands(self.read_raw(0, self.shape[0], (height, width))), thin
+        return split_bands(self.convert(self.read_raw(0, self.shape[0], (height, width)))), thin
 
     def read_raw(self, top: int, rows: int, shape: tuple[int, int] | None = None) -> np.ndarray:
         """The same rows as the files hold them, (15, rows, W) float32, not a number where a file declares no data.
@@ -213,6 +225,18 @@ class OpenScene:
                 bands[gone] = np.nan
             parts.append(bands)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def convert(self, bands: np.ndarray) -> np.ndarray:
+        """Rows as :meth:`read_raw` gives them, changed in place to a chip's units as the scene says."""
+        if self.scene.s2_offset:
+            optical = bands[:OPTICAL]
+            held = (optical != 0).any(axis=0)
+            optical[:, held] = np.maximum(optical[:, held] - self.scene.s2_offset, 1)
+        if self.scene.s1_linear:
+            radar = bands[OPTICAL : OPTICAL + 2]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                radar[:] = np.where(radar > 0, 10 * np.log10(radar), np.nan)
+        return bands
 
     def pixel_ha(self) -> float:
         """Area of the middle pixel on the ellipsoid, ha."""
@@ -350,7 +374,8 @@ def check_units(scene: OpenScene) -> None:
     highest = float(optical.max(initial=0))
     if 0 < highest <= 2:
         raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:.3g}; they must be reflectance x 10,000.")
-    s2, s1, dem = split_bands(raw)
+    check_offset(raw[:OPTICAL], path, scene.scene.s2_offset)
+    s2, s1, dem = split_bands(scene.convert(raw))
     valid = valid_mask(s2, s1, dem)
     if not valid.any():
         return
@@ -358,7 +383,7 @@ def check_units(scene: OpenScene) -> None:
     if radar.min() >= 0:
         raise InputError(
             f"The Sentinel-1 bands of {path} are nowhere below 0; they must be in dB, not linear power "
-            "(cryosentinel stack --s1_linear true)."
+            "(--s1_linear true converts it)."
         )
     if radar.min() < -100 or radar.max() > 100 or elevation.max() > 9_000 or elevation.min() < -500:
         raise InputError(
@@ -528,7 +553,9 @@ class _Parts:
 
 def prediction_key(scene: Scene, options: Options, weights: str) -> str:
     """Digest of everything that decides the probabilities: the scene's files, the options, the weights."""
-    text = json.dumps([scene.signature(), asdict(options), weights], sort_keys=True, default=str)
+    text = json.dumps(
+        [scene.signature(), scene.s2_offset, scene.s1_linear, asdict(options), weights], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
