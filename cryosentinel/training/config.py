@@ -156,31 +156,18 @@ def parse(
 
 
 def _as_word(values: Mapping[str, Any]) -> str:
-    """Values as the content of a file: JSON is YAML, and the parser takes the one for the other."""
-    return f"--config={json.dumps(_nested(values), default=str)}"
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys to nested ones."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = result
-        *parents, last = key.split(".")
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        entry = _nested(value) if isinstance(value, Mapping) else value
-        if isinstance(entry, dict) and isinstance(inner.get(last), dict):
-            inner[last].update(entry)
-        else:
-            inner[last] = entry
-    return result
+    """Values, nested or with dotted keys, as the content of a file: JSON is YAML, and the parser takes both for one."""
+    nested = Namespace()
+    for key, value in flatten(values).items():
+        nested[key] = value
+    return f"--config={json.dumps(nested.as_dict(), default=str)}"
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys to dotted ones."""
     result: dict[str, Any] = {}
     for key, entry in value.items():
-        if isinstance(entry, Mapping):
+        if isinstance(entry, Mapping) and entry:
             result.update(flatten(entry, f"{prefix}{key}."))
         else:
             result[f"{prefix}{key}"] = list(entry) if isinstance(entry, tuple) else entry
