@@ -1,3 +1,5 @@
+"""Run the benchmarks: ``python -m benchmarks [--only ID]``."""
+
 import argparse
 import sys
 

@@ -1,3 +1,5 @@
+"""``python -m cryosentinel`` is the command ``cryosentinel``."""
+
 import sys
 
 from cryosentinel.cli import main

@@ -187,6 +187,7 @@ class PixelClassifier:
         return self._model
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Probabilities of water, (B, H, W) float32, of a batch of chips."""
         model, found = self.fit(), []
         for s2, s1, dem in zip(*(batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")), strict=True):
             planes = INPUTS[self.settings["inputs"]](s2, s1, dem)
@@ -208,6 +209,7 @@ class Oracle:
         self.settings: dict[str, Any] = {"oracle": "standing water"}
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Probabilities of water, (B, H, W) float32, 0 or 1, of a batch of chips."""
         rows = batch["row"].tolist()
         return np.stack([(self._truth[self._ids[row]].body > 0).astype(np.float32) for row in rows])
 

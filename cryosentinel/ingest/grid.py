@@ -31,10 +31,12 @@ class Cell:
 
     @property
     def left(self) -> float:
+        """The western edge, metres."""
         return self.j * STEP_M
 
     @property
     def top(self) -> float:
+        """The northern edge, metres."""
         return -self.i * STEP_M
 
     @property

@@ -47,6 +47,7 @@ class IngestResult:
 
     @property
     def chips(self) -> int:
+        """How many chips were written."""
         return int((self.index["status"] == KEPT).sum())
 
     def summary(self) -> str:

@@ -36,6 +36,7 @@ class Pass:
 
     @property
     def name(self) -> str:
+        """The identifiers of its frames."""
         return "+".join(item["id"] for item in self.items)
 
 

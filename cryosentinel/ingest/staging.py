@@ -55,6 +55,7 @@ class Staging:
         write_json(self.folder / RECORD_FILE, {"fingerprint": self.fingerprint, "complete": False, **settings})
 
     def done(self, number: int) -> bool:
+        """Whether a window is finished."""
         return self._path(number, "json").exists()
 
     def put(self, number: int, result: Result) -> None:

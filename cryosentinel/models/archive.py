@@ -257,9 +257,11 @@ class Foreign:
         self.content: list[Any] = []
 
     def append(self, item: Any) -> None:
+        """Keep what a pickle appends to the object that this stands for."""
         self.content.append(item)
 
     def extend(self, items: Iterable[Any]) -> None:
+        """Keep what a pickle extends the object with."""
         self.content.extend(items)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -275,7 +277,7 @@ def _mapping(pairs: Any = ()) -> OrderedDict[Any, Any]:
 
 
 def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *rest: Any) -> Any:
-    """torch's ``_rebuild_tensor``, ``_v2`` (with gradient, hooks[, metadata]) and ``_v3`` (... dtype[, metadata])."""
+    """Torch's ``_rebuild_tensor``, ``_v2`` (with gradient, hooks[, metadata]) and ``_v3`` (... dtype[, metadata])."""
     key, dtype = storage
     if len(rest) > 2 and isinstance(rest[2], torch.dtype):
         dtype = rest[2]

@@ -28,10 +28,12 @@ class Window:
 
     @property
     def rows(self) -> np.ndarray:
+        """(height,) rows of the window's pixels."""
         return np.arange(self.row, self.row + self.height)
 
     @property
     def cols(self) -> np.ndarray:
+        """(width,) columns of the window's pixels."""
         return np.arange(self.col, self.col + self.width)
 
     def grown(self, margin: int, multiple: int) -> Window:

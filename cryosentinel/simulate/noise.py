@@ -119,12 +119,15 @@ class Draw:
         self._generator = np.random.Generator(np.random.Philox(key=[key(*words), key("draw", *words)]))
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """One number, equally likely everywhere in ``low`` to ``high``."""
         return float(self._generator.uniform(low, high))
 
     def normal(self, mean: float = 0.0, std: float = 1.0) -> float:
+        """One number of a normal distribution."""
         return float(self._generator.normal(mean, std))
 
     def poisson(self, mean: float) -> int:
+        """One count of a Poisson distribution."""
         return int(self._generator.poisson(mean))
 
     def choice(self, weights: dict[str, float]) -> str:

@@ -120,7 +120,7 @@ class TruthStore:
         return Truth(**arrays, label_error=columns["label_error"][row])
 
     def label_errors(self) -> dict[str, str]:
-        """chip id -> label error, of all chips."""
+        """Chip id -> label error, of all chips."""
         errors: dict[str, str] = {}
         for path in sorted({where[0] for where in self._where.values()}):
             table = pq.read_table(path, columns=["chip_id", "label_error"])

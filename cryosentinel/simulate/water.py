@@ -84,6 +84,7 @@ class Lake:
 
     @property
     def glacial(self) -> bool:
+        """Whether it is a glacial lake."""
         return self.kind in GLACIAL
 
     def area(self, date: float) -> float:
