@@ -29,7 +29,7 @@ def as_options(
     Args:
         words: of a command line, after the command.
         positions: options that words without a name stand for, in this order; those given by name are left out.
-        many: the first of them takes all such words, as a list.
+        many: the first of them is a list, and takes all such words.
         flags: options that may stand without a value for true.
 
     Raises:
@@ -44,7 +44,7 @@ def as_options(
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
             loose.append(word)
-        elif word in _ALONE:
+        elif word in _ALONE or word.endswith(".help"):
             options.append(word)
         else:
             if not equals:
@@ -54,6 +54,8 @@ def as_options(
                     raise ConfigError(f"The option {name} needs a value.")
                 else:
                     value = left.pop(0)
+            if many and name == f"--{positions[0]}" and not value.startswith("["):
+                value = json.dumps([value])
             if name == "--config":
                 files.append(f"--config={paths.config(value)}")
             else:

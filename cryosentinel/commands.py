@@ -42,6 +42,17 @@ def _look_for(
         paths.existing(statistics, "file of statistics")
 
 
+def _check_device(device: str) -> None:
+    """Refuse a device that torch does not find, with its reason."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(f"--device is {device!r}, which cannot be used here ({reason}); leave it out.") from None
+
+
 def look_for_run(words: Sequence[str]) -> None:
     """Look for what a run is to read, before the parser of ``fit`` is imported; the run itself checks again.
 
@@ -257,6 +268,7 @@ def predict(
     for scene in scenes:
         paths.existing(scene, "raster")
     _look_for(ckpt, None, model, statistics)
+    _check_device(device)
     from cryosentinel.mapping.scene import Options, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
 
@@ -332,8 +344,6 @@ def map(
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    from cryosentinel.errors import ConfigError
-
     rasters = [path for path in (s2, s1, dem) if path is not None]
     if bool(scenes) + bool(rasters) + (data is not None) != 1 or len(rasters) not in (0, 3):
         raise ConfigError(
@@ -347,6 +357,7 @@ def map(
         if given is not None:
             paths.existing(given, what)
     _look_for(ckpt, data, model, statistics)
+    _check_device(device)
     from cryosentinel.mapping.gate import Gate
     from cryosentinel.mapping.product import chip_scenes, map_lakes
     from cryosentinel.mapping.scene import Options, Scene

@@ -105,6 +105,10 @@ def test_options_that_cannot_be_used(words: list[str], named: list[str]) -> None
         ["predict", "MISSING"],
         ["predict", "--ckpt", "MISSING", __file__],
         ["predict", __file__, "--ckpt", "hf://MISSING"],
+        ["map", "MISSING"],
+        ["map", __file__, "--glaciers", "MISSING"],
+        ["change", "MISSING", "--out", "x"],
+        ["score", "MISSING"],
         ["stack", __file__, "MISSING", __file__, "x.tif"],
         ["split", "MISSING"],
         ["ingest", "pamir", "2021", "MISSING", "http://a", "x"],
@@ -292,7 +296,7 @@ def test_predict_maps_scenes_with_the_options_it_is_given(here, unet, capsys) ->
     np.testing.assert_array_equal(water, (first >= level) & (first != 255))
     assert 0 < water.mean() < 1 and (water != (first >= 100)).any(), "the threshold decides"
     for option in (["--flips", "2"], ["--overlap", "0"]):
-        assert main(["predict", "scene1.tif", *quick, *option, "--out", "other"]) == 0
+        assert main(["predict", "--scenes", "scene1.tif", *quick, *option, "--out", "other"]) == 0
         assert (read("other/scene1_probability.tif") != first).any(), option
 
 
@@ -306,6 +310,14 @@ def split_chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("split") / "chips"
     write_shard(root / "ile_alatau" / "2021" / "shard_000.parquet", some)
     return root
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(here, unet, capsys, device) -> None:
+    write_geotiff("scene.tif", make_chip(1, 224))
+    assert main(["predict", "scene.tif", "--ckpt", str(unet), "--device", device]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("cryosentinel: error: ") and device in said and said.count("\n") == 1
 
 
 def test_evaluate_and_audit_write_what_they_print(here, unet, split_chips, capsys) -> None:

@@ -97,12 +97,15 @@ class ChipDataModule(lightning.LightningDataModule):
         root: folder of the dataset.
         batch_size: chips a batch (of each process).
         workers: loader processes; 0 reads in the main one, which the memory map mostly makes enough.
-        block_size, buffer, buffer_rule: of the split, see :func:`cryosentinel.data.split.assign_splits`.
+        block_size: side of a block of the split, degrees, see :func:`cryosentinel.data.split.assign_splits`.
+        buffer: degrees; chips whose centre lies nearer to an edge are dropped.
+        buffer_rule: "edge" drops at every block edge, "foreign" only at edges to another split.
         sanity: MNDWI threshold of the sanity filter (the published code's is 0.3), or None not to filter.
         positive_ratio: lake chips to one without in a training epoch, or None to take each chip once.
         positive_threshold: share of lake pixels above which a chip is a lake chip.
         augment: augmentations of the training batches, or None.
-        regions, years: use only these; None for all.
+        regions: use only these; None for all.
+        years: use only these; None for all.
         seed: of the epochs' orders and the augmentations.
         cache_dir: of the converted shards, see :class:`ChipStore`.
         protect_block_size: keep out every chip that lies in, or near, a validation or test block of a later stage with
