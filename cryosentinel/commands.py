@@ -83,14 +83,14 @@ def look_for_run(words: Sequence[str]) -> None:
     if {"h", "help", "print_config"} & {name.strip("-") for name in values}:
         return
     if root := values.get("data.root"):
-        paths.dataset(root)
+        paths.dataset(paths.under_outputs(root))
     resume, run = values.get("resume", "auto"), values.get("run_name")
     if resume not in ("auto", "never", "null"):
         paths.existing(resume, "checkpoint")
     elif run and (start := values.get("model.weights")) and start != "null":
         last = Path(values.get("run_dir") or paths.runs() / str(run), "checkpoints", "last.ckpt")
         if resume != "auto" or not last.is_file():  # a run that goes on has its own
-            paths.start_weights(start)
+            paths.start_weights(start if start.startswith("hf://") else str(paths.under_outputs(start)))
 
 
 def study(

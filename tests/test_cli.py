@@ -345,7 +345,9 @@ def test_evaluate_and_audit_write_what_they_print(here, unet, split_chips, capsy
 def test_outputs_go_where_the_variable_says(here, unet, small_dataset, capsys) -> None:  # noqa: F811
     """A run, its soup and what is found by a bare name, all below a folder that is not the working one."""
     outputs = here.parent / "outputs"
-    Path("run.yaml").write_text(yaml.safe_dump(configuration(small_dataset, **{"trainer.max_epochs": 2})))
+    (outputs / "data").mkdir(parents=True)
+    (outputs / "data" / "small").symlink_to(small_dataset)
+    Path("run.yaml").write_text(yaml.safe_dump(configuration(Path("outputs/data/small"), **{"trainer.max_epochs": 2})))
     assert main(["fit", "--config", "run.yaml"]) == 0
     run = outputs / "runs" / "small"
     assert capsys.readouterr().out.split()[-1] == str(run) and (run / "checkpoints" / "best.ckpt").is_file()
