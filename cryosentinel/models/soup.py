@@ -22,6 +22,8 @@ from cryosentinel.models.checkpoint import describe, structure, write_checkpoint
 from cryosentinel.models.segmenter import Segmenter
 from cryosentinel.models.statedict import differences, segmenter_state
 
+_BLOCK = 1 << 14  # elements summed at a time: the sum stays in the cache, and torch shares out nothing so small
+
 
 def make_soup(run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """The uniform soup of a run's snapshots.
@@ -162,22 +164,18 @@ def _check_alike(first: _Member, other: _Member) -> None:
 
 def _mean(members: Sequence[_Member]) -> dict[str, torch.Tensor]:
     """The mean of the members' weights, of their types; of whole numbers the largest."""
-    result = {name: torch.empty_like(first) for name, first in members[0].state.items()}
-    # Two buffers for all tensors: freed and allocated anew, they would break the heap into pieces.
-    longest = max(value.numel() for value in result.values())
-    buffers = torch.empty(2, longest, dtype=torch.float64)
+    result = {name: torch.empty(first.shape, dtype=first.dtype) for name, first in members[0].state.items()}
     for name, mean in result.items():
-        values = [member.state[name] for member in members]
-        if mean.is_floating_point():
-            total, addend = (buffer[: mean.numel()].view(mean.shape) for buffer in buffers)
-            total.copy_(values[0])
+        values, flat = [member.state[name].reshape(-1) for member in members], mean.view(-1)
+        for start in range(0, len(flat), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            total = values[0][part].to(torch.float64 if mean.is_floating_point() else mean.dtype, copy=True)
             for value in values[1:]:
-                total += addend.copy_(value)
-            mean.copy_(total.div_(len(members)))
-        else:
-            mean.copy_(values[0])
-            for value in values[1:]:
-                torch.maximum(mean, value, out=mean)
+                if mean.is_floating_point():
+                    total += value[part]
+                else:
+                    torch.maximum(total, value[part], out=total)
+            flat[part] = total.div_(len(members)) if mean.is_floating_point() else total
         for member in members:
             member.release()  # pages of a mapped file count as this program's memory until they are given back
     return result
