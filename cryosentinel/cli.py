@@ -30,7 +30,7 @@ COMMANDS = {
     "change": "link the lakes of several years, and call change where it exceeds the intervals of their areas",
     "stack": "build a 15-band GeoTIFF from aligned Sentinel-2, Sentinel-1 and elevation rasters",
     "split": "assign chips to split blocks and certify that no split sees another's pixels",
-    "ingest": "build chips of any region and year from a STAC service and a lake inventory",
+    "ingest": "build chips of any region and year from STAC services, with or without a lake inventory",
     "download": "fetch published chips from the hub, by region and year",
     "convert": "turn a checkpoint with a foreign pickle into safetensors, without running what it holds",
 }

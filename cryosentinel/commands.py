@@ -482,10 +482,14 @@ def download(
 def ingest(
     region: str,
     year: int,
-    inventory: list[Path] | Path,
-    stac: str,
-    out: Path,
+    service: str,
+    out: Path | None = None,
+    inventory: list[Path] | Path | None = None,
     bbox: str | None = None,
+    s2_service: str | None = None,
+    s1_service: str | None = None,
+    dem_service: str | None = None,
+    check: bool = False,
     scheduler: str | None = None,
     workers: int = 2,
     allow_failed: bool = False,
@@ -496,23 +500,37 @@ def ingest(
     Args:
         region: one of the twelve regions (ile_alatau, ...), or a name of your own with --bbox.
         year: of the images.
-        inventory: lake polygons in any format that geopandas reads; of several, the nearest year labels the chips.
-        stac: address of the STAC API.
+        service: planetary-computer, earth-search, cdse, or the address of a STAC API.
         out: folder of the dataset; chips go to OUT/REGION/YEAR.
+        inventory: lake polygons in any format that geopandas reads; of several, the nearest year labels the chips.
+            Without one every chip of the box is built, unlabelled, to be predicted on.
         bbox: west,south,east,north in degrees, within the region or in its place.
+        s2_service: where Sentinel-2 comes from another service.
+        s1_service: where Sentinel-1 comes from another service; earth-search and cdse hold it only without terrain
+            correction.
+        dem_service: where elevation comes from another service.
+        check: read one item and one pixel of each modality, say what would be used, and write nothing.
         scheduler: address of a Dask cluster; threads of this machine by default.
         workers: threads where there is no cluster.
-        allow_failed: write the dataset although some windows could not be read.
+        allow_failed: write the dataset although some groups of chips could not be read.
         settings: collections, seasons, cloud and radar limits.
     """
-    files = inventory if isinstance(inventory, list) else [inventory]
+    files = inventory if isinstance(inventory, list) else [inventory] if inventory else []
     for file in files:
         paths.existing(file, "inventory")
-    from cryosentinel.ingest import ingest as run
-    from cryosentinel.ingest import parse_box
+    from cryosentinel import ingest as room
+    from cryosentinel.errors import ConfigError
 
-    box = parse_box(bbox) if bbox else None
-    print(run(region, year, files, stac, out, box, scheduler, workers, settings, allow_failed).summary())
+    own = {"s2_service": s2_service, "s1_service": s1_service, "dem_service": dem_service}
+    box = room.parse_box(bbox) if bbox else None
+    if check:
+        found = room.check(room.region_box(region, box), year, service, settings, **own)
+        print(*found, sep="\n")
+        return
+    if out is None:
+        raise ConfigError("Where to put the chips is missing; give --out FOLDER, or --check to only try the service.")
+    options = {**own, "scheduler": scheduler, "workers": workers, "settings": settings, "allow_failed": allow_failed}
+    print(room.ingest(region, year, service, out, files, box, **options).summary())
 
 
 def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto") -> None:

@@ -81,7 +81,7 @@ def test_a_word_alone_prints_help_or_the_version(capsys: pytest.CaptureFixture[s
         (["simulate", "x", "--workers"], ["--workers"]),
         (["simulate", "x", "--workers", "many"], ["workers", "many"]),
         (["split", "x", "--rule", "corner"], ["rule", "corner", "foreign"]),
-        (["ingest", "pamir", "twenty", "a.gpkg", "http://a", "x"], ["year", "twenty"]),
+        (["ingest", "pamir", "twenty", "http://a"], ["year", "twenty"]),
         (["study", "--seeds", "1,two"], ["1,two"]),
     ],
 )
@@ -111,7 +111,7 @@ def test_options_that_cannot_be_used(words: list[str], named: list[str]) -> None
         ["score", "MISSING"],
         ["stack", __file__, "MISSING", __file__, "x.tif"],
         ["split", "MISSING"],
-        ["ingest", "pamir", "2021", "MISSING", "http://a", "x"],
+        ["ingest", "pamir", "2021", "http://a", "--inventory", "MISSING", "--out", "x"],
         ["convert", "MISSING", "x.safetensors"],
         ["download", "x", "--config", "MISSING"],
         ["fit", "--config", "MISSING"],

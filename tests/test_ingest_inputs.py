@@ -10,7 +10,7 @@ import shapely
 from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.geo import chip_grid, utm_epsg
 from cryosentinel.ingest import Settings, ingest, parse_box
-from cryosentinel.ingest.grid import Cell, all_cells, centres, make_windows, region_box, with_background, zones
+from cryosentinel.ingest.grid import Cell, all_cells, centres, make_groups, region_box, with_background, zones
 from cryosentinel.ingest.inventory import burn, label_of, lake_cells, nearest_year, outlines_of, read_inventory
 
 BOX = (77.0, 43.0, 77.2, 43.2)
@@ -62,6 +62,8 @@ def test_regions_that_are_none():
         ({"speckle": 4}, "odd"),
         ({"max_cloud": 130}, "max_cloud is 130"),
         ({"background": -1}, "background"),
+        ({"hidden_classes": (0, 9)}, "hidden_classes"),
+        ({"cloud_buffer": -1}, "cloud_buffer"),
         ({"limit": 0}, "at least 1"),
     ],
 )
@@ -90,18 +92,18 @@ def test_inventories_that_are_none(tmp_path):
 def test_an_inventory_elsewhere_is_one_sentence(tmp_path):
     far = written(tmp_path / "far.gpkg", [shapely.box(10, 46, 10.01, 46.01)])
     with pytest.raises(InputError, match="holds no lake in the box"):
-        ingest("here", 2023, far, "http://127.0.0.1:9", tmp_path / "out", BOX, progress=False)
+        ingest("here", 2023, "http://127.0.0.1:9", tmp_path / "out", far, BOX, progress=False)
 
 
 def test_a_service_that_is_none(tmp_path):
     lakes = written(tmp_path / "lakes.gpkg", [LAKE])
     with pytest.raises(HubError, match="cannot be reached"):
         ingest(
-            "here", 2023, lakes, "http://127.0.0.1:9", tmp_path / "out", BOX,
+            "here", 2023, "http://127.0.0.1:9", tmp_path / "out", lakes, BOX,
             settings=Settings(retries=0), progress=False,
         )  # fmt: skip
     with pytest.raises(ConfigError, match="year is 1999"):
-        ingest("here", 1999, lakes, "http://127.0.0.1:9", tmp_path / "out", BOX)
+        ingest("here", 1999, "http://127.0.0.1:9", tmp_path / "out", lakes, BOX)
 
 
 def test_invalid_and_empty_outlines_are_repaired_or_left_out(tmp_path):
@@ -148,15 +150,15 @@ def test_zones_and_hemispheres():
     assert south[0].chip_id("andes", 2023).startswith("andes_19S_")
 
 
-def test_windows_hold_every_chip_once_and_little_else():
+def test_groups_hold_every_chip_once_and_little_else():
     near, apart = {Cell(32643, 0, 0), Cell(32643, 0, 1)}, {Cell(32643, 9, 9), Cell(32643, 20, 0)}
     close_by = {Cell(32643, 3, 0)}  # a box around it and the pair is half needed: read as one
-    windows = make_windows(near | close_by | apart, Settings(window=16))
-    assert [set(window.cells) for window in windows] == [near | close_by, {Cell(32643, 9, 9)}, {Cell(32643, 20, 0)}]
-    assert windows[0].shape == (560, 336)
-    assert windows[0].needed().mean() == pytest.approx(10 / 15)
-    assert windows[0].slices(Cell(32643, 0, 1))[1] == slice(112, 336)
-    assert len(make_windows(near | apart, Settings(window=16, limit=2))) == 1
+    groups = make_groups(near | close_by | apart, Settings(group=16))
+    assert [set(group.cells) for group in groups] == [near | close_by, {Cell(32643, 9, 9)}, {Cell(32643, 20, 0)}]
+    assert groups[0].shape == (560, 336)
+    assert groups[0].needed().mean() == pytest.approx(10 / 15)
+    assert groups[0].slices(Cell(32643, 0, 1))[1] == slice(112, 336)
+    assert len(make_groups(near | apart, Settings(group=16, limit=2))) == 1
 
 
 def test_background_chips_are_near_empty_and_always_the_same():
@@ -173,10 +175,10 @@ def test_labels_touch_every_pixel_and_name_the_largest_lake(tmp_path):
     path = written(tmp_path / "lakes.gpkg", [LAKE, small], lake_id=["large", "small"])
     lakes = read_inventory([path], 2023, BOX)
     cells = lake_cells(lakes, "x", BOX)
-    for window in make_windows(cells, Settings()):
-        burned, names = burn(outlines_of(lakes, window), window)
-        for cell in window.cells:
-            mask, lake = label_of(burned[window.slices(cell)], names)
+    for group in make_groups(cells, Settings()):
+        burned, names = burn(outlines_of(lakes, group), group)
+        for cell in group.cells:
+            mask, lake = label_of(burned[group.slices(cell)], names)
             outlines = lakes.geometry.to_crs(cell.epsg)
             here = outlines.intersection(shapely.box(*cell.box)).area
             assert mask.any() == (here.sum() > 0)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import errno
+import functools
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import ingest_world as world
+import numpy as np
 import pytest
 
 from cryosentinel.errors import HubError, InputError
-from cryosentinel.ingest import ingest, pipeline, reading, staging, window
+from cryosentinel.ingest import group, ingest, pipeline, reading, staging
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
-SMALL = replace(world.FAST, window=1)  # a window a chip
+SMALL = replace(world.FAST, group=1)  # a group a chip
 
 
 @pytest.fixture
 def running(tmp_path):
-    # A service of its own for each test: GDAL remembers what it read from an address.
     with world.service(tmp_path / "service") as service:
         yield service
 
@@ -31,8 +34,8 @@ def run(running, tmp_path):
 
     def start(settings=SMALL, **options):
         options = {"progress": False, "workers": 1, **options}
-        where = running.api.url, tmp_path / "out", world.box(3)
-        return ingest(world.REGION, world.YEAR, lakes, *where, settings=settings, **options)
+        where = running.stac, tmp_path / "out", lakes, world.box(3)
+        return ingest(world.REGION, world.YEAR, *where, settings=settings, **options)
 
     return start
 
@@ -40,31 +43,36 @@ def run(running, tmp_path):
 @pytest.mark.parametrize("status", [503, 0])
 def test_a_server_that_fails_or_hangs_up_now_and_then_is_waited_for(run, running, tmp_path, status, monkeypatch):
     monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.05)
-    running.files.fail("/", status, every=5)
-    running.api.fail("/search", 502, every=2)
+    running.fail("/" if status else ".tif", status, every=5)
     result = run(replace(SMALL, retries=5))
     assert result.chips == 4 and not result.broken
-    assert len(running.files.log()) > 4 * 15  # it did fail
+    assert len(running.log()) > 4 * 15  # it did fail
     world.assert_equal(world.chips_of(tmp_path / "out"))
 
 
-def test_a_server_that_stays_down_costs_only_its_windows_and_they_are_made_up_for(run, running, tmp_path):
-    running.files.fail("B12.tif", 500)
-    with pytest.raises(HubError, match="4 of 4 windows could not be read"):
+def test_a_server_that_stays_down_costs_only_its_groups_and_they_are_made_up_for(run, running, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.01)
+    running.fail("B12.tif", 500)
+    with pytest.raises(HubError, match="4 of 4 groups of chips could not be read"):
         run(replace(SMALL, retries=0))
     assert not world.chips_of(tmp_path / "out")
-    running.files.heal()
+    running.heal()
     assert run(replace(SMALL, retries=0)).chips == 4
     world.assert_equal(world.chips_of(tmp_path / "out"))
 
 
-def test_failed_windows_may_be_left_out_when_asked_to(run, running, monkeypatch):
-    def some(task):
-        if task.window.number == 2:
-            return window.Result(failure="The server is down.")
-        return window.build_window(task)
+def test_a_search_that_fails_now_and_then_is_repeated(run, running):
+    running.fail("/search", 502, every=2)
+    assert run(replace(SMALL, retries=3)).chips == 4
 
-    monkeypatch.setattr(pipeline, "build_window", some)
+
+def test_failed_groups_may_be_left_out_when_asked_to(run, running, monkeypatch):
+    def some(task):
+        if task.group.number == 2:
+            return group.Result(failure="The server is down.")
+        return group.build_group(task)
+
+    monkeypatch.setattr(pipeline, "build_group", some)
     result = run(allow_failed=True)
     assert sorted(result.index["status"]) == ["kept", "kept", "kept", "server_down"]
 
@@ -89,17 +97,17 @@ def test_a_killed_run_goes_on_where_it_stopped(run, running, monkeypatch, tmp_pa
         staging.Staging, "put", lambda self, number, result: (put(self, number, result), done.append(number))
     )
     result = run()
-    assert sorted(done) == [0, 1, 2, 3]  # each window once
+    assert sorted(done) == [0, 1, 2, 3]  # each group once
     assert result.chips == 4
     world.assert_equal(world.chips_of(tmp_path / "out"))
 
     # The same bytes as a run in one go, and a finished run asks for nothing more.
     shard = tmp_path / "out" / world.REGION / "2023" / "shard_000.parquet"
     first = shard.read_bytes()
-    running.files.clear()
-    running.api.clear()
+    running.clear()
+    running.clear()
     assert run().index.equals(result.index)
-    assert running.files.count()[0] == running.api.count()[0] == 0
+    assert running.count()[0] == running.count()[0] == 0
     (tmp_path / "out").rename(tmp_path / "before")
     run(workers=3)
     assert shard.read_bytes() == first
@@ -113,9 +121,9 @@ def test_a_kill_while_shards_are_put_together_costs_nothing(run, running, monkey
     with pytest.raises(Killed):
         run()
     monkeypatch.undo()
-    running.files.clear()
+    running.clear()
     assert run().chips == 4
-    assert running.files.count()[0] == 0
+    assert running.count()[0] == 0
 
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run, monkeypatch, tmp_path):
@@ -131,8 +139,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(run, monkeypatch, tmp_p
     with pytest.raises(InputError, match=r"No space left on device.*free some space"):
         run()
     monkeypatch.undo()
-    parts = list((tmp_path / "out" / ".ingest").rglob("window_*"))
-    assert len(parts) == 2  # one window, whole
+    parts = list((tmp_path / "out" / ".ingest").rglob("group_*"))
+    assert len(parts) == 2  # one group, whole
     assert run().chips == 4
     world.assert_equal(world.chips_of(tmp_path / "out"))
 
@@ -152,12 +160,40 @@ def test_shards_of_another_origin_are_left_alone(run, tmp_path):
     assert (folder / "shard_000.parquet").read_bytes() == b"precious"
 
 
-def test_a_dask_cluster_builds_the_same_chips(run, tmp_path):
+def dies_once(task, folder):
+    """What a worker does: the first group of all ends with its process killed."""
+    (folder / f"{task.group.number}-{os.getpid()}").touch()
+    try:
+        (folder / "killed").touch(exist_ok=False)
+    except FileExistsError:
+        return group.build_group(task)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dask_worker_that_is_killed_costs_nothing(run, tmp_path, monkeypatch):
+    """A cluster of separate processes: another worker takes the group of the one that died."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    (tmp_path / "seen").mkdir()
+    monkeypatch.setattr(pipeline, "build_group", functools.partial(dies_once, folder=tmp_path / "seen"))
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with LocalCluster(**options) as cluster:
         assert run(scheduler=cluster.scheduler_address).chips == 4
     world.assert_equal(world.chips_of(tmp_path / "out"))
+    seen = [path.name.split("-") for path in (tmp_path / "seen").glob("*-*")]
+    assert {number for number, _ in seen} == {"0", "1", "2", "3"} and len({pid for _, pid in seen}) > 1
+    assert len(seen) == 5  # the killed one twice, and no other
+
+
+def test_a_cluster_that_gives_up_is_one_sentence(monkeypatch):
+    from distributed.scheduler import KilledWorker
+
+    class Lost:
+        def result(self):
+            raise KilledWorker("task", None, 3)
+
+    with pytest.raises(HubError, match=r"tcp://somewhere gave a group of chips up.*run the same command"):
+        pipeline._outcome(Lost(), "tcp://somewhere")
 
 
 def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
@@ -166,34 +202,51 @@ def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
         run(scheduler="tcp://127.0.0.1:9")
 
 
-KILLED_AFTER_TWO = """
+KILLED_AFTER = """
 import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
 from pathlib import Path
 import ingest_world as world
-from cryosentinel.ingest import ingest, staging
+from cryosentinel.ingest import Settings, ingest, staging
 put, done = staging.Staging.put, []
 def kill(self, number, result):
     put(self, number, result)
     done.append(number)
-    if len(done) == 2:
+    if len(done) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 staging.Staging.put = kill
 url, folder = sys.argv[1], Path(sys.argv[2])
-where = folder / "lakes.geojson", url, folder / "out", world.box(3)
-ingest(world.REGION, world.YEAR, *where, settings=replace(world.FAST, window=1), workers=1)
+ingest("square", world.YEAR, url, folder / "out", bbox=world.box(11), settings=Settings(group=1, retries=1), workers=1)
 """
 
 
-@pytest.mark.slow
-def test_a_run_that_the_system_kills_goes_on(run, running, tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", KILLED_AFTER_TWO, running.api.url, str(tmp_path)]
-    ended = subprocess.run(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, timeout=120)
-    assert ended.returncode == -9
-    assert len(list((tmp_path / "out" / ".ingest").rglob("window_*.json"))) == 2
-    running.files.clear()
-    assert run().chips == 4
-    reads = [path for _, path, _ in running.files.log() if path.endswith("SCL.tif")]
-    assert reads  # the other two windows
-    world.assert_equal(world.chips_of(tmp_path / "out"))
+def test_a_hundred_groups_go_on_after_kill_9_without_reading_a_finished_one_again(tmp_path, monkeypatch):
+    side, files = 11 * 112, []
+    s2, s1, dem = (np.full(shape, value, kind) for shape, value, kind in (
+        ((12, side, side), 800, np.uint16), ((2, side, side), -12.0, np.float32), ((1, side, side), 9, np.int16)
+    ))  # fmt: skip
+
+    def local(made):
+        for asset in made["assets"].values():  # on this disk: what is counted is groups, not requests
+            asset["href"] = str(files[0].root / asset["href"].removeprefix(files[0].url + "/"))
+        return made
+
+    with world.serve(tmp_path / "files") as running:
+        files.append(running)
+        running.hold(local(world.s2_item(running, s2=s2)), local(world.s1_item(running, s1=s1)))
+        running.hold(local(world.dem_item(running, dem=dem)))
+        command = [sys.executable, "-W", "ignore", "-c", KILLED_AFTER, running.stac, str(tmp_path), "60"]
+        ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == -9, ended.stderr[-2000:]
+        finished = {int(path.stem[-5:]) for path in (tmp_path / "out" / ".ingest").rglob("group_*.json")}
+        assert len(finished) == 60
+        built = []
+        monkeypatch.setattr(
+            pipeline, "build_group", lambda task: built.append(task.group.number) or group.build_group(task)
+        )
+        settings = world.Settings(group=1, retries=1)
+        result = ingest(
+            "square", world.YEAR, running.stac, tmp_path / "out", bbox=world.box(11), settings=settings, workers=1,
+            progress=False,
+        )  # fmt: skip
+    assert sorted([*finished, *built]) == list(range(100))  # each once
+    assert result.chips == 100

@@ -1,4 +1,4 @@
-"""The grid of chips: multiples of 112 pixels in the UTM zone of the chip's centre, and the windows read at once."""
+"""The grid of chips: multiples of 112 pixels in the UTM zone of the chip's centre, and the chips read at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP_M = CHIP_STRIDE * PIXEL_SIZE_M
 SIDE = CHIP_SIZE // CHIP_STRIDE  # strides a chip spans
 BACKGROUND_REACH = 4  # strides from a lake chip within which empty ones are drawn
 
-MAX_WASTE = 3.0  # area of a window to the area of its chips
+MAX_WASTE = 3.0  # area of a group's box to the area of its chips
 
 Box = tuple[float, float, float, float]
 
@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Window:
+class ChipGroup:
     """Chips that are read together, and the smallest box around them."""
 
     number: int
@@ -70,7 +70,7 @@ class Window:
         return round((north - south) / PIXEL_SIZE_M), round((east - west) / PIXEL_SIZE_M)
 
     def slices(self, cell: Cell) -> tuple[slice, slice]:
-        """A chip's pixels in the window."""
+        """A chip's pixels in the group's box."""
         west, _, _, north = self.bounds
         row, col = round((north - cell.top) / PIXEL_SIZE_M), round((cell.left - west) / PIXEL_SIZE_M)
         return slice(row, row + CHIP_SIZE), slice(col, col + CHIP_SIZE)
@@ -199,10 +199,10 @@ def with_background(region: str, box: Box, lakes: set[Cell], ratio: float) -> se
     return lakes | set(empty[: round(ratio * len(lakes))])
 
 
-def make_windows(cells: set[Cell], settings: Settings) -> list[Window]:
-    """Group chips into windows: squares of ``settings.window`` strides, in which chips that touch stay together.
+def make_groups(cells: set[Cell], settings: Settings) -> list[ChipGroup]:
+    """Group chips: squares of ``settings.group`` strides, in which chips that touch stay together.
 
-    A square's groups of chips that do not touch each other become windows of their own where too much that is not
+    A square's groups of chips that do not touch each other become groups of their own where too much that is not
     needed lies between, else they are read as one: requests cost more than bytes.
     """
     from scipy import ndimage
@@ -211,11 +211,11 @@ def make_windows(cells: set[Cell], settings: Settings) -> list[Window]:
         cells = set(sorted(cells)[: settings.limit])
     squares: dict[tuple[int, int, int], list[Cell]] = {}
     for cell in sorted(cells):
-        squares.setdefault((cell.epsg, cell.i // settings.window, cell.j // settings.window), []).append(cell)
+        squares.setdefault((cell.epsg, cell.i // settings.group, cell.j // settings.group), []).append(cell)
     groups: list[tuple[Cell, ...]] = []
     for (_, a, b), members in sorted(squares.items()):
-        covered = np.zeros((settings.window + SIDE - 1,) * 2, bool)
-        at = [(cell.i - a * settings.window, cell.j - b * settings.window) for cell in members]
+        covered = np.zeros((settings.group + SIDE - 1,) * 2, bool)
+        at = [(cell.i - a * settings.group, cell.j - b * settings.group) for cell in members]
         for i, j in at:
             covered[i : i + SIDE, j : j + SIDE] = True
         label, count = ndimage.label(covered, np.ones((3, 3)))
@@ -223,15 +223,15 @@ def make_windows(cells: set[Cell], settings: Settings) -> list[Window]:
         for cell, place in zip(members, at, strict=True):
             parts[label[place] - 1].append(cell)
         groups += _joined([tuple(part) for part in parts])
-    return [Window(number, group[0].epsg, group) for number, group in enumerate(groups)]
+    return [ChipGroup(number, group[0].epsg, group) for number, group in enumerate(groups)]
 
 
 def _joined(parts: list[tuple[Cell, ...]]) -> list[tuple[Cell, ...]]:
     """Groups of chips joined, the thriftiest pair first, as long as boxes stay within :data:`MAX_WASTE`."""
 
     def waste(cells: tuple[Cell, ...]) -> float:
-        window = Window(0, cells[0].epsg, cells)
-        height, width = window.shape
+        joined = ChipGroup(0, cells[0].epsg, cells)
+        height, width = joined.shape
         covered = {(cell.i + a, cell.j + b) for cell in cells for a in range(SIDE) for b in range(SIDE)}
         return height * width / (len(covered) * CHIP_STRIDE**2)
 

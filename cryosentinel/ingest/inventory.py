@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cryosentinel.errors import InputError
-from cryosentinel.ingest.grid import SIDE, STEP_M, Box, Cell, Window, inside, zones
+from cryosentinel.ingest.grid import SIDE, STEP_M, Box, Cell, ChipGroup, inside, zones
 from cryosentinel.sensors import PIXEL_SIZE_M
 
 YEAR_COLUMNS = ("year", "inventory_year", "inv_year", "snapshot_year", "year_", "yr")
@@ -118,6 +118,13 @@ def read_inventory(paths: Sequence[str | os.PathLike[str]], snapshot: int, box: 
     return lakes[lakes["year"] == nearest_year(set(lakes["year"]), snapshot)].reset_index(drop=True)
 
 
+def no_inventory() -> Any:
+    """The outlines of an inventory that holds none."""
+    import geopandas
+
+    return geopandas.GeoDataFrame({"lake_id": [], "year": []}, geometry=[], crs=4326)
+
+
 def lake_cells(lakes: Any, region: str, box: Box) -> set[Cell]:
     """The chips that a lake touches."""
     import shapely
@@ -141,11 +148,11 @@ def lake_cells(lakes: Any, region: str, box: Box) -> set[Cell]:
     return cells
 
 
-def burn(outlines: Sequence[tuple[str, bytes]], window: Window) -> tuple[np.ndarray, list[str]]:
-    """Rasterise outlines on a window's pixels, every pixel that one touches.
+def burn(outlines: Sequence[tuple[str, bytes]], group: ChipGroup) -> tuple[np.ndarray, list[str]]:
+    """Rasterise outlines on the pixels of a group of chips, every pixel that one touches.
 
     Args:
-        outlines: lake_id and outline (well-known binary, in the window's projection).
+        outlines: lake_id and outline (well-known binary, in the group's projection).
 
     Returns:
         (H, W) int32: 0 where there is no lake, else 1 + the lake's position in the list of identifiers returned. Where
@@ -155,13 +162,13 @@ def burn(outlines: Sequence[tuple[str, bytes]], window: Window) -> tuple[np.ndar
     from affine import Affine
     from rasterio import features
 
-    west, _, _, north = window.bounds
+    west, _, _, north = group.bounds
     names = [name for name, _ in outlines]
     if not names:
-        return np.zeros(window.shape, np.int32), names
+        return np.zeros(group.shape, np.int32), names
     burned = features.rasterize(
         [(shapely.from_wkb(outline), n + 1) for n, (_, outline) in enumerate(outlines)],
-        out_shape=window.shape,
+        out_shape=group.shape,
         transform=Affine(PIXEL_SIZE_M, 0, west, 0, -PIXEL_SIZE_M, north),
         all_touched=True,
         dtype="int32",
@@ -169,19 +176,19 @@ def burn(outlines: Sequence[tuple[str, bytes]], window: Window) -> tuple[np.ndar
     return burned, names
 
 
-def outlines_of(lakes: Any, window: Window) -> list[tuple[str, bytes]]:
-    """The lakes that meet a window, clipped to a little more than it, in its projection: what :func:`burn` takes."""
+def outlines_of(lakes: Any, group: ChipGroup) -> list[tuple[str, bytes]]:
+    """The lakes that meet a group, clipped to a little more than it, in its projection: what :func:`burn` takes."""
     import shapely
 
-    west, south, east, north = window.degrees()
+    west, south, east, north = group.degrees()
     near = lakes.iloc[
         lakes.sindex.query(shapely.box(west - 0.01, south - 0.01, east + 0.01, north + 0.01))
     ].sort_index()
     if not len(near):
         return []
-    x0, y0, x1, y1 = window.bounds
+    x0, y0, x1, y1 = group.bounds
     frame = shapely.box(x0 - 100, y0 - 100, x1 + 100, y1 + 100)
-    clipped = shapely.intersection(near.geometry.to_crs(window.epsg).to_numpy(), frame)
+    clipped = shapely.intersection(near.geometry.to_crs(group.epsg).to_numpy(), frame)
     return [
         (name, shapely.to_wkb(outline))
         for name, outline in zip(near["lake_id"], clipped, strict=True)

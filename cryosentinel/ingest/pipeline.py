@@ -1,9 +1,9 @@
-"""Ingest: a region and year from a STAC service to shards in the published format, going on where it was stopped."""
+"""Ingest: a region and year from STAC services to shards in the published format, going on where it was stopped."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import as_completed as as_threads_complete
 from contextlib import contextmanager
@@ -13,10 +13,11 @@ from typing import Any
 
 from cryosentinel.data.chips import write_shard
 from cryosentinel.data.pixels import YEAR_RANGE
-from cryosentinel.errors import ConfigError, HubError, InputError
+from cryosentinel.errors import ConfigError, CryoSentinelError, HubError, InputError
 from cryosentinel.files import read_json, sha256
-from cryosentinel.ingest.grid import Box, Cell, Window, all_cells, make_windows, region_box, with_background
-from cryosentinel.ingest.inventory import lake_cells, outlines_of, read_inventory
+from cryosentinel.ingest.grid import Box, Cell, ChipGroup, all_cells, make_groups, region_box, with_background
+from cryosentinel.ingest.group import KEPT, SERVER_DOWN, Result, Task, build_group
+from cryosentinel.ingest.inventory import lake_cells, no_inventory, outlines_of, read_inventory
 from cryosentinel.ingest.report import (
     INDEX_FILE,
     IngestResult,
@@ -25,23 +26,29 @@ from cryosentinel.ingest.report import (
     write_index,
     write_statistics,
 )
-from cryosentinel.ingest.search import Found, collections, open_service, search_windows
-from cryosentinel.ingest.settings import Settings, fingerprint
+from cryosentinel.ingest.search import Catalogue, Found, search_groups
+from cryosentinel.ingest.services import MODALITIES, find_services
+from cryosentinel.ingest.settings import Settings, digest
 from cryosentinel.ingest.staging import RECORD_FILE, Staging
-from cryosentinel.ingest.window import KEPT, SERVER_DOWN, Result, Task, build_window
 from cryosentinel.paths import shard_path
 
 PathLike = str | os.PathLike[str]
 CONNECT_S = 20  # to a Dask scheduler
 
 
-def plan(region: str, box: Box, lakes: Any, settings: Settings) -> list[Window]:
-    """Which chips to build, grouped into windows, always in the same order.
+def plan(region: str, box: Box, lakes: Any, settings: Settings, labelled: bool = True) -> list[ChipGroup]:
+    """Which chips to build, grouped by place, always in the same order.
+
+    Args:
+        region, box: where.
+        lakes: outlines, see :func:`cryosentinel.ingest.inventory.read_inventory`.
+        settings: of the ingest.
+        labelled: whether there is an inventory; without one every chip of the box is built.
 
     Raises:
         InputError: no lake lies in the box, and not every chip of the box is wanted.
     """
-    if settings.background is None:
+    if settings.background is None or not labelled:
         cells: set[Cell] = set(all_cells(region, box))
         if not cells:
             raise InputError(f"The box {box} holds no chip's centre; give a larger one.")
@@ -53,40 +60,46 @@ def plan(region: str, box: Box, lakes: Any, settings: Settings) -> list[Window]:
                 "year and place, or set background to null to take every chip of the box."
             )
         cells = with_background(region, box, lake, settings.background)
-    return make_windows(cells, settings)
+    return make_groups(cells, settings)
 
 
 def ingest(
     region: str,
     year: int,
-    inventory: PathLike | Sequence[PathLike],
-    stac: str,
+    service: str,
     out: PathLike,
+    inventory: PathLike | Sequence[PathLike] | None = None,
     bbox: Box | None = None,
+    s2_service: str | None = None,
+    s1_service: str | None = None,
+    dem_service: str | None = None,
     scheduler: str | None = None,
     workers: int = 2,
     settings: Settings | None = None,
     allow_failed: bool = False,
     progress: bool = True,
 ) -> IngestResult:
-    """Build chips of a region and year from a STAC service, in the published format.
+    """Build chips of a region and year from STAC services, in the published format.
 
-    Windows are done one by one and kept when they are; an interrupted run (killed, a server down, a full disk) goes on
-    where it stopped when it is started again with the same arguments.
+    Groups of chips are done one by one and kept when they are; an interrupted run (killed, a server down, a full disk)
+    goes on where it stopped when it is started again with the same arguments.
 
     Args:
         region: a name of :data:`cryosentinel.sensors.REGIONS`, or any name together with ``bbox``.
         year: of the images.
-        inventory: lake outlines, one file or several, of any format that geopandas reads; of several years the nearest
-            one counts.
-        stac: address of the STAC API.
+        service: a name of :data:`cryosentinel.ingest.services.SERVICES`, or the address of a STAC API.
         out: folder of the dataset; others may already be in it.
+        inventory: lake outlines, one file or several, of any format that geopandas reads; of several years the nearest
+            one counts. Without one every chip of the box is built, with an empty label: chips to predict on, not to
+            train with.
         bbox: west, south, east, north in degrees; the region's own box by default.
-        scheduler: address of a Dask scheduler whose workers build the windows (the package installed there); threads of
-            this process by default. Chips come back over the cluster's network: no shared disk is needed.
+        s2_service, s1_service, dem_service: where a modality comes from another service.
+        scheduler: address of a Dask scheduler whose workers build the groups (the package installed there, and S3 keys
+            where a service needs them); threads of this process by default. Chips come back over the cluster's
+            network: no shared disk is needed.
         workers: threads.
         settings: everything else.
-        allow_failed: finish without the windows of which a server stays down, instead of asking to run again.
+        allow_failed: finish without the groups of which a server stays down, instead of asking to run again.
         progress: show a progress bar.
 
     Returns:
@@ -95,9 +108,9 @@ def ingest(
 
     Raises:
         ConfigError: an argument cannot be used.
-        InputError: the inventory cannot be used, the folder holds something else or cannot be written, or the service
-            has nothing there.
-        HubError: the service or the cluster cannot be reached, or fails in spite of the retries.
+        InputError: the inventory cannot be used, the folder holds something else or cannot be written, or a service
+            has nothing usable there.
+        HubError: a service or the cluster cannot be reached, refuses its files, or fails in spite of the retries.
     """
     settings = settings or Settings()
     box = region_box(region, bbox)
@@ -105,57 +118,63 @@ def ingest(
         raise ConfigError(f"The year is {year}; the satellites have flown since {YEAR_RANGE[0]}.")
     if workers < 1:
         raise ConfigError(f"workers is {workers}; give at least 1.")
+    services = find_services(service, {"s2": s2_service, "s1": s1_service, "dem": dem_service}, settings.collections)
     out = Path(out)
-    files = [Path(p) for p in ([inventory] if isinstance(inventory, (str, os.PathLike)) else inventory)]
-    lakes = read_inventory(files, year, box)
-    identity = fingerprint(
-        version=1,
-        region=region,
-        year=year,
-        box=box,
-        stac=stac,
-        settings=settings,
-        inventory=sorted(map(_digest, files)),
-    )
-    try:
+    given = [inventory] if isinstance(inventory, (str, os.PathLike)) else inventory or []
+    files = [Path(path) for path in given]
+    lakes = read_inventory(files, year, box) if files else no_inventory()
+    identity = digest(
+        version=2, region=region, year=year, box=box, services=services, settings=settings,
+        inventory=sorted(sha256(file) for file in files),
+    )  # fmt: skip
+    with _disk(out):
         staging = Staging(out, region, year, identity)
         if staging.check():
             return _finished(out, staging)
-        windows = plan(region, box, lakes, settings)
-        todo = [window for window in windows if not staging.done(window.number)]
-        failures: list[str] = []
-        if todo:
-            client = open_service(stac, settings)
-            names = collections(client, settings)
-            found = search_windows(client, names, todo, year, settings)
-            _refuse_nothing(found, names, stac, region, year, nothing_yet=len(todo) == len(windows))
+    groups = plan(region, box, lakes, settings, labelled=bool(files))
+    todo = [group for group in groups if not staging.done(group.number)]
+    failures: list[str] = []
+    if todo:
+        catalogues = {name: Catalogue.open(each, name, settings) for name, each in services.items()}
+        found = search_groups(catalogues, todo, year, settings)
+        _refuse_nothing(found, catalogues, region, year, nothing_yet=len(todo) == len(groups))
+        with _disk(out):
             staging.begin(
                 {
                     "region": region,
                     "year": year,
                     "box": list(box),
-                    "stac": stac,
-                    "collections": names,
+                    "services": {name: each.name for name, each in services.items()},
+                    "collections": {name: list(each.collections) for name, each in catalogues.items()},
                     "inventory": [file.name for file in files],
                     "inventory_year": int(lakes["year"].iloc[0]) if len(lakes) else 0,
                     "settings": asdict(settings),
                 }
             )
-            tasks = (
-                Task(window, region, year, stac, settings, found[window.number], outlines_of(lakes, window))
-                for window in todo
-            )
-            for number, result in _run(tasks, len(todo), scheduler, workers, progress):
-                if result.failure:
-                    failures.append(result.failure)
-                else:
+        tasks = (
+            Task(group, region, year, services, settings, found[group.number], outlines_of(lakes, group))
+            for group in todo
+        )
+        for number, result in _run(tasks, len(todo), scheduler, workers, progress):
+            if result.failure:
+                failures.append(result.failure)
+            else:
+                with _disk(out):
                     staging.put(number, result)
-        if failures and not allow_failed:
-            raise HubError(
-                f"{len(failures)} of {len(windows)} windows could not be read ({failures[0].rstrip('.')}); the others "
-                "are kept: run the same command again to go on, or allow failed windows."
-            )
-        return _assemble(out, staging, windows, settings)
+    if failures and not allow_failed:
+        raise HubError(
+            f"{len(failures)} of {len(groups)} groups of chips could not be read ({failures[0].rstrip('.')}); the "
+            "others are kept: run the same command again to go on, or allow failed ones."
+        )
+    with _disk(out):
+        return _assemble(out, staging, groups, settings)
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    """Writing only: a failure of the network is an OSError too, and no reason to free space."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror or error}); what is done is kept: free some space and run the "
@@ -163,18 +182,15 @@ def ingest(
         ) from None
 
 
-def _digest(path: Path) -> str:
-    return sha256(path) if path.is_file() else path.name
-
-
 def _refuse_nothing(
-    found: dict[int, Found], names: dict[str, str], stac: str, region: str, year: int, nothing_yet: bool
+    found: dict[int, Found], catalogues: Mapping[str, Catalogue], region: str, year: int, nothing_yet: bool
 ) -> None:
-    for key, label in (("s2", "Sentinel-2"), ("s1", "Sentinel-1"), ("dem", "elevation")):
+    for key, catalogue in catalogues.items():
         if nothing_yet and not any(getattr(items, key) for items in found.values()):
             raise InputError(
-                f"{stac} holds no {label} acquisition ({names[key]}) over {region} in the season of {year} that passes "
-                "the limits; check year, box, season and cloud limit."
+                f"{catalogue.service.name} holds no {MODALITIES[key]} acquisition ({', '.join(catalogue.collections)}) "
+                f"over {region} in the season of {year} that passes the limits; check year, box, season and cloud "
+                "limit, or take it from another service."
             )
 
 
@@ -209,19 +225,19 @@ def _run(
 
     with (
         _pool(scheduler, workers) as (submit, as_completed, give_up),
-        tqdm(total=count, desc="Ingest", unit="window", disable=not progress) as bar,
+        tqdm(total=count, desc="Ingest", unit="group", disable=not progress) as bar,
     ):
         ahead = workers + 1 if scheduler is None else max(2 * workers, 64)
         running: dict[Any, int] = {}
         try:
             while True:
                 while len(running) < ahead and (task := next(tasks, None)) is not None:
-                    running[submit(build_window, task)] = task.window.number
+                    running[submit(build_group, task)] = task.group.number
                 if not running:
                     return
                 future = next(iter(as_completed(list(running))))
                 number = running.pop(future)
-                yield number, future.result()
+                yield number, _outcome(future, scheduler)
                 bar.update()
         finally:
             for future in running:
@@ -229,47 +245,72 @@ def _run(
             give_up()
 
 
-def _assemble(out: Path, staging: Staging, windows: Sequence[Window], settings: Settings) -> IngestResult:
-    """Finished windows to shards, index, statistics and card."""
+def _outcome(future: Any, scheduler: str | None) -> Result:
+    """A group's result. A worker that dies is the cluster's affair: Dask gives its groups to others, a few times."""
+    try:
+        return future.result()
+    except CryoSentinelError:
+        raise
+    except Exception as error:
+        if scheduler is None or type(error).__module__.partition(".")[0] != "distributed":
+            raise
+        raise HubError(
+            f"The Dask cluster {scheduler} gave a group of chips up ({type(error).__name__}: its workers died or were "
+            "lost; too little memory is the usual reason, see settings.group); what is done is kept: run the same "
+            "command again to go on."
+        ) from None
+
+
+def _assemble(out: Path, staging: Staging, groups: Sequence[ChipGroup], settings: Settings) -> IngestResult:
+    """Finished groups to shards, index, statistics and card."""
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
-    groups: list[list[int]] = [[]]
+    notes: list[str] = []
+    shards: list[list[int]] = [[]]
     size = 0
-    for window in windows:
-        if not staging.done(window.number):
+    for group in groups:
+        if not staging.done(group.number):
             rows += [
-                {"chip_id": cell.chip_id(staging.region, staging.year), "status": SERVER_DOWN} for cell in window.cells
+                {"chip_id": cell.chip_id(staging.region, staging.year), "status": SERVER_DOWN} for cell in group.cells
             ]
             continue
-        own, failed = staging.rows(window.number)
-        kept = sum(row["status"] == KEPT for row in own)
+        done = staging.get(group.number)
+        kept = sum(row["status"] == KEPT for row in done["rows"])
         if size + kept > settings.chips_per_shard and size:
-            groups.append([])
+            shards.append([])
             size = 0
-        for row in own:
+        for row in done["rows"]:
             if row["status"] == KEPT:
-                row |= {"shard": len(groups) - 1, "row": size}
+                row |= {"shard": len(shards) - 1, "row": size}
                 size += 1
-        groups[-1].append(window.number)
-        rows += own
-        broken += failed
+        shards[-1].append(group.number)
+        rows += done["rows"]
+        broken += done["broken"]
+        notes += done["notes"]
     index = make_index(rows)
-    if not (index["status"] == KEPT).any():
+    broken, notes = sorted(set(broken)), sorted(set(notes))
+    kept_rows = index[index["status"] == KEPT]
+    if not len(kept_rows):
         reasons = ", ".join(f"{n} {status}" for status, n in index["status"].value_counts().items())
-        raise InputError(f"None of the {len(index)} planned chips could be built ({reasons}); widen season or limits.")
-    for number, group in enumerate(groups):
-        write_shard(shard_path(out, staging.region, staging.year, number), staging.chips(group))
+        why = f" ({'; '.join([*notes, *broken][:2])})" if notes or broken else ""
+        raise InputError(
+            f"None of the {len(index)} planned chips could be built: {reasons}{why}; widen season or limits, or take "
+            "another service."
+        )
+    for number, members in enumerate(shards):
+        write_shard(shard_path(out, staging.region, staging.year, number), staging.chips(members))
     table = write_index(staging.target, index)
     write_statistics(out)
-    broken = sorted(set(broken))
-    summary = {"chips": int((index["status"] == KEPT).sum()), "planned": len(index), "broken": broken}
+    products = sorted({f"{p} {b}" for p, b in zip(kept_rows["s1_product"], kept_rows["s1_backscatter"], strict=True)})
+    summary = {
+        "chips": len(kept_rows), "planned": len(index), "s1_products": products, "broken": broken, "notes": notes,
+    }  # fmt: skip
     others = sorted(path for path in out.glob(f"[!.]*/*/{RECORD_FILE}") if path != staging.record)
     records = [read_json(path) for path in others]
     begun = read_json(staging.folder / RECORD_FILE)
-    records = [*records, {**begun, **summary}]
-    write_dataset_card(out, records, sum(record["planned"] - record["chips"] for record in records))
-    staging.finish(summary)
-    return IngestResult(out, staging.target, index, table, tuple(broken))
+    mixed = write_dataset_card(out, [*records, {**begun, **summary}])
+    staging.finish({**summary, "mixed": mixed})
+    return IngestResult(out, staging.target, index, table, tuple(broken), (*notes, *mixed))
 
 
 def _finished(out: Path, staging: Staging) -> IngestResult:
@@ -281,4 +322,5 @@ def _finished(out: Path, staging: Staging) -> IngestResult:
     index = pd.read_parquet(staging.target / INDEX_FILE)
     kept = index[index["status"] == KEPT]
     record = read_json(staging.record)
-    return IngestResult(out, staging.target, index, sanity.sanity_report(kept), tuple(record.get("broken", ())))
+    notes = (*record.get("notes", ()), *record.get("mixed", ()))
+    return IngestResult(out, staging.target, index, sanity.sanity_report(kept), tuple(record.get("broken", ())), notes)

@@ -1,19 +1,20 @@
-"""Reading a window of an item's assets: GDAL told what a COG is, retries that end, and what kind of failure it was."""
+"""Reading assets on a grid: GDAL's options, keys and retries, and whose fault a failure was."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from cryosentinel.errors import HubError
+from cryosentinel.ingest.services import Service, has_s3_keys, keys_file
 
 #: A COG's directory fits in its first kilobytes, it has no side-car files, and neighbouring blocks lie together.
 GDAL_OPTIONS: dict[str, Any] = {
@@ -21,13 +22,22 @@ GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_INGESTED_BYTES_AT_OPEN": 32_768,  # the directory in one request
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # a row of blocks in one request
     "GDAL_HTTP_MULTIPLEX": "YES",
-    "CPL_VSIL_CURL_CACHE_SIZE": 128 * 1024 * 1024,  # windows side by side share blocks
+    "CPL_VSIL_CURL_CACHE_SIZE": 128 * 1024 * 1024,  # groups side by side share blocks
     "GDAL_CACHEMAX": 256,  # MB of decoded blocks
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
     "GDAL_HTTP_TIMEOUT": 120,
+    "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",  # 500 is not among GDAL's own (GDAL 3.10; older ones ignore it)
 }
 THREADS = 4  # assets of an item fetched at once: waiting for a server takes no processor
-FIRST_WAIT_S = 0.5
+FIRST_WAIT_S = 0.5  # of GDAL's retries, doubled each time; also between loads
+LOADS = 3  # of one asset: GDAL retries a request, but not a transfer that breaks off
+
+DENIED = re.compile(
+    r"code: 40[13]|AccessDenied|Access Denied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AccountProblem"
+    r"|AuthenticationFailed|TokenRefreshRequired|credentials not filled|InvalidCredentials"
+)
+GONE = re.compile(r"code: 4(?!08|25|29)\d\d|NoSuchKey|NoSuchBucket|key does not exist|bucket does not exist")
+UNREADABLE = re.compile(r"not recognized as|[Dd]ecod|not a supported|[Cc]orrupt|Invalid TIFF")
 
 
 class BrokenAssetError(Exception):
@@ -38,63 +48,91 @@ class ServiceDownError(HubError):
     """A server does not answer, or answers with its own failures, in spite of the retries."""
 
 
+class AccessDeniedError(HubError):
+    """A service refuses its files: keys are missing, wrong or not entitled. No other file will fare better."""
+
+
 @contextlib.contextmanager
-def gdal(retries: int) -> Iterator[None]:
-    """GDAL as :data:`GDAL_OPTIONS` say, with bounded retries of requests that a server refuses for now."""
+def gdal(service: Service, retries: int, forget: bool = False) -> Iterator[None]:
+    """GDAL for the files of a service, in this thread.
+
+    Args:
+        service: whose endpoint and keys to use.
+        retries: times that GDAL repeats a request that failed for now.
+        forget: read anew what GDAL remembers of files, such as that one is missing or half of it. It drops that when
+            a file is closed, so open and close the file once.
+    """
     import rasterio
 
     options = {**GDAL_OPTIONS, "GDAL_HTTP_MAX_RETRY": retries, "GDAL_HTTP_RETRY_DELAY": FIRST_WAIT_S}
-    if not any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN")):
-        options["AWS_NO_SIGN_REQUEST"] = "YES"  # public buckets, such as the one of the Copernicus DEM
+    if service.s3_endpoint:
+        address = urlsplit(service.s3_endpoint)
+        options["AWS_S3_ENDPOINT"] = address.netloc
+        options["AWS_HTTPS"] = "YES" if address.scheme == "https" else "NO"
+        options["AWS_VIRTUAL_HOSTING"] = "TRUE" if address.netloc.endswith("amazonaws.com") else "FALSE"
+    if service.keys == "none" or not has_s3_keys():
+        options["AWS_NO_SIGN_REQUEST"] = "YES"  # public buckets; keys of another service would be refused there
+    if "AWS_SHARED_CREDENTIALS_FILE" in os.environ:
+        options["CPL_AWS_CREDENTIALS_FILE"] = str(keys_file())
+    if forget:
+        # A list divided by colons, of beginnings of names: an address holds colons itself and cannot stand in it.
+        options["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/http:/vsis3/"
     with rasterio.Env(**options):
         yield
 
 
-def signer(stac: str) -> Any:
-    """The function that signs addresses of a service's files just before they are read, or None.
+def address(href: str, service: Service) -> str:
+    """What GDAL opens for an asset: signed where the service wants that, S3 through GDAL's own file system.
 
     Raises:
-        HubError: the service wants signed addresses, and the package that signs them is not installed.
+        AccessDeniedError: the service refuses to sign.
+        ServiceDownError: its signing does not answer.
     """
-    if "planetarycomputer.microsoft.com" not in stac:
-        return None
-    try:
+    if service.signed:
         import planetary_computer
-    except ImportError:
-        raise HubError("The Planetary Computer wants signed addresses: pip install planetary-computer.") from None
-    return planetary_computer.sign
+
+        try:
+            href = planetary_computer.sign(href)
+        except Exception as error:  # requests, urllib3 and pydantic fail each in their own way
+            answer = getattr(error, "response", None)
+            if getattr(answer, "status_code", 0) in (401, 403):
+                raise AccessDeniedError(
+                    f"{service.name} refuses to sign addresses ({first_line(error)}); check your subscription key "
+                    "(PC_SDK_SUBSCRIPTION_KEY) and whether the service has blocked you."
+                ) from None
+            raise ServiceDownError(f"{service.name} does not sign addresses ({first_line(error)}).") from None
+    return "/vsis3/" + href.removeprefix("s3://") if href.startswith("s3://") else href
 
 
-def asset_key(item: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    """The item's key of an asset that is known by several names (in lower case), the first name first."""
-    lower = {key.lower(): key for key in item["assets"]}
-    return next((lower[name] for name in names if name in lower), None)
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, for a sentence."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")[:160] or type(error).__name__
 
 
-def read_item(
-    item: dict[str, Any],
-    keys: Mapping[str, str],
+def read(
+    items: Sequence[dict[str, Any]],
+    names: Sequence[str],
     geobox: Any,
+    service: Service,
+    retries: int,
     *,
     dtype: str,
     nodata: float,
     resampling: str,
-    retries: int,
-    sign: Any = None,
 ) -> dict[str, np.ndarray]:
-    """Read some assets of an item on a grid.
+    """Read assets of one or several items side by side on a grid.
 
-    Where the grids agree pixels are copied, elsewhere they are resampled.
+    Where the grids agree pixels are copied, elsewhere they are resampled. Of items that overlap the first one counts.
 
     Args:
-        item: STAC JSON.
-        keys: what to call an array -> key of the asset.
+        items: STAC JSON, assets by our names.
+        names: of the assets.
         geobox: grid to read on.
-        dtype: of the arrays.
-        nodata: where the item has none; also a value to read as no data where the file states none itself.
-        resampling: GDAL's name, such as "bilinear".
+        service: where the files are.
         retries: times that a failure of a server is waited out.
-        sign: turns an address into a signed one.
+        dtype: of the arrays.
+        nodata: where no item has data; also a value to read as no data where a file states none itself.
+        resampling: GDAL's name, such as "bilinear".
 
     Returns:
         name -> (H, W).
@@ -102,95 +140,114 @@ def read_item(
     Raises:
         BrokenAssetError: a file is missing or cannot be decoded.
         ServiceDownError: a server fails in spite of the retries.
+        AccessDeniedError: the service refuses the files.
     """
     import odc.stac
     import pystac
 
-    loaded = pystac.Item.from_dict(item)
+    loaded = [pystac.Item.from_dict(item) for item in items]
     config = {"*": {"assets": {"*": {"data_type": dtype, "nodata": nodata}}}}
 
-    def load(key: str) -> np.ndarray:
+    def load(name: str) -> np.ndarray:
         data = odc.stac.load(
-            [loaded],
-            bands=[key],
+            loaded,
+            bands=[name],
             geobox=geobox,
             dtype=dtype,
             resampling=resampling,
             stac_cfg=config,
-            patch_url=sign,
+            patch_url=lambda href: address(href, service),
+            groupby=lambda *_: 0,  # all on one picture
+            preserve_original_order=True,
             fail_on_error=True,
         )
-        return data[key].values[0]
+        return data[name].values[0]
 
-    def one(key: str) -> np.ndarray:
-        # Asset by asset, so that one that fails is repeated without the others.
-        address = item["assets"][key]["href"]
-        with gdal(retries):  # options hold for a thread
-            return patiently(lambda: load(key), item["id"], [sign(address) if sign else address], retries)
-
-    with ThreadPoolExecutor(min(THREADS, len(keys))) as threads:
-        return dict(zip(keys, threads.map(one, keys.values()), strict=True))
-
-
-def patiently(read: Callable[[], Any], what: str, addresses: Sequence[str], retries: int) -> Any:
-    """Call ``read`` until it succeeds, a file turns out to be broken, or the retries are used up.
-
-    Args:
-        read: reads the files; GDAL's failures come as several kinds of errors, and none says whose fault it was.
-        what: name of the item.
-        addresses: of its files, asked after a failure.
-        retries: calls after the first one, with waits that double.
-
-    Raises:
-        BrokenAssetError: a server does not have or give a file, or all answer and yet it cannot be decoded.
-        ServiceDownError: a server still fails after the last retry.
-    """
-    wait = FIRST_WAIT_S
-    for attempt in range(retries + 1):
-        try:
-            if not attempt:
-                return read()
-            with forgetting(addresses):
-                return read()
-        except Exception as error:
-            answers = [_answer(address) for address in addresses]
-            if "gone" in answers or (answers.count("well") == len(answers) and attempt == retries):
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise BrokenAssetError(f"{what} ({reason})") from None
-            if attempt == retries:
+    def patient(name: str) -> np.ndarray:
+        # Asset by asset, so that one that fails is repeated without the others; options of GDAL hold for a thread.
+        what = "+".join(item["id"] for item in items)
+        said = ""
+        for attempt in range(LOADS):
+            with gdal(service, retries, forget=attempt > 0):
+                try:
+                    if attempt:
+                        for item in items:
+                            _probe(address(item["assets"][name]["href"], service))
+                    return load(name)
+                except HubError:
+                    raise
+                except Exception as error:  # GDAL's failures come as several kinds of errors
+                    text = _story(error)
+            if not attempt and (DENIED.search(text) or GONE.search(text)):
+                said = text  # in more words than the second time
+                continue  # perhaps only remembered: ask anew, at once
+            if DENIED.search(text):
+                raise AccessDeniedError(_denied(service, said or text))
+            if GONE.search(text):
+                raise BrokenAssetError(f"{what} ({(said or text)[:160]})")
+            if attempt == LOADS - 1:
+                if UNREADABLE.search(text):
+                    raise BrokenAssetError(f"{what} ({text[:160]})")
+                if any(_ends_early(address(item["assets"][name]["href"], service)) for item in items):
+                    raise BrokenAssetError(f"{what} (its file for {name} is shorter than its own directory says)")
                 raise ServiceDownError(
-                    f"The server of {what} still fails after {retries} retries; run the same command again to go on."
-                ) from None
-        time.sleep(wait)
-        wait *= 2
-    raise AssertionError("the last attempt returns or raises")
+                    f"The server of {what} still fails after {retries} retries ({text[:160]}); run the same command "
+                    "again to go on."
+                )
+            time.sleep(FIRST_WAIT_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    with ThreadPoolExecutor(min(THREADS, len(names))) as threads:
+        return dict(zip(names, threads.map(patient, names), strict=True))
 
 
-@contextlib.contextmanager
-def forgetting(addresses: Sequence[str]) -> Iterator[None]:
-    """Read anew what GDAL remembers of files, such as that one is missing or half of it.
-
-    GDAL drops what it holds of such a file when it is closed, so each is opened and closed first.
-    """
+def _probe(path: str) -> None:
+    """Open and close a file: asks its server anew, and makes GDAL forget what it remembers of it."""
     import rasterio
 
-    # A list divided by colons, of beginnings of names: an address holds colons itself and cannot stand in it.
-    with rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsicurl/http"):
-        for address in addresses:
-            with contextlib.suppress(Exception), rasterio.open(address, sharing=False):
-                pass
-        yield
+    with rasterio.open(path, sharing=False):
+        pass
 
 
-def _answer(address: str) -> str:
-    """Whether a server gives a file: "well", "gone" (it answers that it does not), or "down" (it does not answer)."""
-    if not address.startswith("http"):
-        return "well"
-    request = urllib.request.Request(address, headers={"Range": "bytes=0-0"})
+def _ends_early(path: str) -> bool:
+    """Whether a TIFF at an HTTP address lacks its last blocks, which no retry will bring; False where unknown."""
+    import rasterio
+    import requests
+
+    if not path.startswith("http"):
+        return False
     try:
-        with urllib.request.urlopen(request, timeout=20):
-            return "well"
-    except urllib.error.HTTPError as error:
-        return "gone" if 400 <= error.code < 500 and error.code not in (408, 425, 429) else "down"
+        with rasterio.open(path, sharing=False) as source:
+            (high, wide), at = source.block_shapes[0], source.shape
+            block = f"{(at[1] - 1) // wide}_{(at[0] - 1) // high}"
+            offset, size = (
+                int(source.get_tag_item(f"BLOCK_{w}_{block}", "TIFF", bidx=1) or 0) for w in ("OFFSET", "SIZE")
+            )
+        end = offset + size - 1
+        return end > 0 and requests.get(path, headers={"Range": f"bytes={end}-{end}"}, timeout=20).status_code == 416
     except (OSError, ValueError):
-        return "down"
+        return False
+
+
+def _story(error: BaseException) -> str:
+    """What GDAL says of a failure: the cause is in the errors behind the one that is raised."""
+    found: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(found) < 8:
+        found.append(" ".join(str(link).split()))
+        link = link.__cause__ or link.__context__
+    return "; ".join(dict.fromkeys(reversed(found)))  # the innermost first
+
+
+def _denied(service: Service, text: str) -> str:
+    if service.signed:
+        way_out = "its signatures may be refused to you: check PC_SDK_SUBSCRIPTION_KEY"
+    elif service.keys == "none":
+        way_out = "the files were public: see whether the service has moved them"
+    else:
+        way_out = (
+            f"set S3 access keys ({service.hint}) in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+            "~/.aws/credentials; where the bucket charges its readers, accept that with "
+            "AWS_REQUEST_PAYER=requester"
+        )
+    return f"{service.name} refuses its files ({text[:160]}); {way_out}. What is done is kept."

@@ -1,19 +1,22 @@
-"""Asking a STAC service what it holds, with bounded retries, and sharing the answer out over windows."""
+"""Asking STAC services what they hold, and sharing the answer out over groups of chips."""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from cryosentinel.errors import HubError
-from cryosentinel.ingest.grid import Box, Window
-from cryosentinel.ingest.settings import DEM_COLLECTIONS, S1_COLLECTIONS, S2_COLLECTIONS, Settings
+from cryosentinel.errors import HubError, InputError
+from cryosentinel.ingest.grid import Box, ChipGroup
+from cryosentinel.ingest.reading import first_line
+from cryosentinel.ingest.services import ASSETS, Service
+from cryosentinel.ingest.settings import Settings
 
 PAGE = 100  # items a page of an answer
-SEARCH_DEGREES = 2.0  # windows within a square of this side share one search
+SEARCH_DEGREES = 2.0  # groups within a square of this side share one search
 _RETRIED = (429, 500, 502, 503, 504)
 
 Item = dict[str, Any]
@@ -21,7 +24,7 @@ Item = dict[str, Any]
 
 @dataclass
 class Found:
-    """The items over a window, as STAC JSON with only the assets that are read.
+    """The items over a group of chips, as STAC JSON with only the assets that are read, by our names.
 
     Attributes:
         s2: of the season and of the fallback, cloudy ones left out.
@@ -49,158 +52,211 @@ def cloud_cover(item: Item) -> float:
     return float(item["properties"].get("eo:cloud_cover") or 0)
 
 
-def open_service(url: str, settings: Settings) -> Any:
-    """Connect to a STAC API.
+def grid_epsg(item: Item) -> int | None:
+    """EPSG code of an item's own projected grid, of the item or of its assets (STAC 1.1 allows both); None without one.
 
-    Raises:
-        HubError: the service cannot be reached, or the address is not a STAC API's.
+    4326 stands on items whose pixels are in no grid at all, so degrees do not count.
     """
-    from pystac_client import Client
-    from pystac_client.stac_api_io import StacApiIO
-    from urllib3 import Retry
-
-    retry = Retry(
-        total=settings.retries,
-        backoff_factor=0.2,
-        status_forcelist=_RETRIED,
-        allowed_methods=None,
-        raise_on_status=False,
-    )
-    try:
-        return Client.open(url, stac_io=StacApiIO(max_retries=retry, timeout=60))
-    except Exception as error:  # requests, urllib3, json and pystac fail each in their own way
-        raise HubError(
-            f"The STAC service {url} cannot be reached ({_reason(error)}); check the address and the network."
-        ) from None
+    for holder in (item["properties"], *item["assets"].values()):
+        stated = str(holder.get("proj:code") or holder.get("proj:epsg") or "").rpartition(":")[2]
+        if stated.isdigit() and int(stated) != 4326:
+            return int(stated)
+    return None
 
 
-def _reason(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-    return text[:160] or type(error).__name__
+@dataclass
+class Catalogue:
+    """An open STAC API, and which of its collections hold a modality.
 
-
-def collections(client: Any, settings: Settings) -> dict[str, str]:
-    """The collections to read: "s2", "s1" and "dem" -> name.
-
-    Raises:
-        HubError: the service lacks one, or does not answer.
+    Attributes:
+        service: where it is.
+        modality: "s2", "s1" or "dem".
+        client: of pystac-client.
+        collections: to search, the preferred one first.
     """
-    try:
-        held = sorted(collection.id for collection in client.get_collections())
-    except Exception as error:
-        raise HubError(
-            f"The STAC service {client.self_href} does not list its collections ({_reason(error)})."
-        ) from None
-    names = {}
-    for key, usual, option in (
-        ("s2", S2_COLLECTIONS, settings.s2_collection),
-        ("s1", S1_COLLECTIONS, settings.s1_collection),
-        ("dem", DEM_COLLECTIONS, settings.dem_collection),
-    ):
-        wanted = (option,) if option else usual
-        found = next((name for name in wanted if name in held), None)
-        if found is None:
+
+    service: Service
+    modality: str
+    client: Any
+    collections: tuple[str, ...]
+
+    @classmethod
+    def open(cls, service: Service, modality: str, settings: Settings) -> Catalogue:
+        """Connect to a service and see which collections it holds.
+
+        Raises:
+            HubError: it cannot be reached, is no STAC API, or lacks the collections.
+        """
+        from pystac_client import Client
+        from pystac_client.stac_api_io import StacApiIO
+        from urllib3 import Retry
+
+        retry = Retry(
+            total=settings.retries,
+            backoff_factor=0.2,
+            status_forcelist=_RETRIED,
+            allowed_methods=None,
+            raise_on_status=False,
+        )
+        try:
+            client = Client.open(service.url, stac_io=StacApiIO(max_retries=retry, timeout=60))
+        except Exception as error:  # requests, urllib3, json and pystac fail each in their own way
             raise HubError(
-                f"The STAC service {client.self_href} holds no collection {' or '.join(wanted)}; it has "
-                f"{', '.join(held[:12]) or 'none'}; name one with {key}_collection."
+                f"The STAC service {service.url} cannot be reached ({first_line(error)}); check the address and the "
+                "network."
+            ) from None
+        try:
+            held = sorted(collection.id for collection in client.get_collections())
+        except Exception as error:
+            raise HubError(
+                f"The STAC service {service.url} does not list its collections ({first_line(error)})."
+            ) from None
+        option = settings.collections[modality]
+        wanted = (option,) if option else service.collections[modality]
+        found = tuple(name for name in wanted if name in held)
+        if not found:
+            raise HubError(
+                f"The STAC service {service.url} holds no collection {' or '.join(wanted)}; it has "
+                f"{', '.join(held[:12]) or 'none'}; name one with {modality}_collection."
             )
-        names[key] = found
-    return names
+        return cls(service, modality, client, found)
+
+    def search(self, box: Box, days: tuple[date, date] | None, cloud: float | None = None) -> list[Item]:
+        """Items over a box, of all collections, of a scene that they hold several times only the best version.
+
+        Raises:
+            HubError: the service fails in spite of the retries.
+        """
+        options: dict[str, Any] = {}
+        if days is not None:
+            options["datetime"] = f"{days[0]}T00:00:00Z/{days[1]}T23:59:59Z"
+        if cloud is not None and self.client.conforms_to("QUERY"):
+            options["query"] = {"eo:cloud_cover": {"lte": cloud}}
+        found: list[Item] = []
+        for collection in self.collections:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about extensions that the service does not declare
+                    answer = self.client.search(collections=[collection], bbox=list(box), limit=PAGE, **options)
+                    found += [_pruned(item, self.modality) for item in answer.items_as_dicts()]
+            except Exception as error:
+                raise HubError(
+                    f"The STAC service {self.service.url} failed while searching {collection} ({first_line(error)}); "
+                    "run the same command again to go on."
+                ) from None
+        if self.modality == "s1":
+            refuse_ungridded(found, self.service)
+        return newest(found, self.collections) if self.modality == "s2" else found
 
 
-def _search(client: Any, collection: str, box: Box, days: tuple[date, date] | None, cloud: float | None) -> list[Item]:
-    options: dict[str, Any] = {}
-    if days is not None:
-        options["datetime"] = f"{days[0]}T00:00:00Z/{days[1]}T23:59:59Z"
-    if cloud is not None and client.conforms_to("QUERY"):
-        options["query"] = {"eo:cloud_cover": {"lte": cloud}}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about extensions that the service does not declare
-            search = client.search(collections=[collection], bbox=list(box), limit=PAGE, **options)
-            return list(search.items_as_dicts())
-    except Exception as error:
-        raise HubError(
-            f"The STAC service {client.self_href} failed while searching {collection} ({_reason(error)}); run the same "
-            "command again to go on."
-        ) from None
-
-
-def _pruned(item: Item, keys: Iterable[str]) -> Item:
-    """An item with only the assets that are read: it travels to the workers."""
-    wanted = tuple(keys)
-    assets = {key: asset for key, asset in item["assets"].items() if key.lower().startswith(wanted)}
+def _pruned(item: Item, modality: str) -> Item:
+    """An item with only the assets that are read, by our names: it travels to the workers."""
+    lower = {key.lower(): asset for key, asset in item["assets"].items()}
+    assets = {
+        name: lower[next(key for key in keys if key in lower)]
+        for name, keys in ASSETS[modality].items()
+        if any(key in lower for key in keys)
+    }
     return {**item, "assets": assets, "links": []}
 
 
-def newest(items: Iterable[Item]) -> list[Item]:
-    """Of a scene that was processed several times only the newest version, by tile, satellite and second."""
-    best: dict[tuple, tuple[tuple[str, str, str], Item]] = {}
-    for item in items:
-        p = item["properties"]
-        tile = p.get("grid:code") or p.get("s2:mgrs_tile") or tuple(round(v, 2) for v in item["bbox"])
-        projection = p.get("proj:code") or p.get("proj:epsg")
-        key = (tile, projection, p.get("platform"), when(item).replace(microsecond=0))
-        version = (_baseline(p), str(p.get("s2:generation_time") or p.get("created") or ""), item["id"])
-        if key not in best or version > best[key][0]:
-            best[key] = version, item
-    return [item for _, item in best.values()]
-
-
-def _baseline(properties: dict[str, Any]) -> str:
-    return str(properties.get("s2:processing_baseline") or properties.get("processing:version") or "")
-
-
-def search_windows(
-    client: Any, names: dict[str, str], windows: Sequence[Window], year: int, settings: Settings
-) -> dict[int, Found]:
-    """What the service holds over each window: three searches for all windows of a 2-degree square.
-
-    Returns:
-        Window number -> items over it.
+def refuse_ungridded(items: Iterable[Item], service: Service) -> None:
+    """Refuse radar in its own geometry.
 
     Raises:
-        HubError: the service fails in spite of the retries.
+        InputError: an item lies on no projected grid.
+    """
+    for item in items:
+        if grid_epsg(item) is None:
+            raise InputError(
+                f"{item['id']} of {item.get('collection')} is radar in its own geometry (GRD, on no map projection): "
+                "not calibrated, and displaced by mountains by up to kilometres. Take terrain-corrected backscatter "
+                f"(RTC) instead, from another collection of {service.name} or another service: --s1_service "
+                "planetary-computer."
+            )
+
+
+def scene_key(item: Item) -> tuple:
+    """What two versions of one scene have in common: tile, projection, satellite and the datastrip's beginning.
+
+    A datatake that was received in several datastrips covers a tile in parts, whose items may state one and the same
+    time: they are different scenes.
+    """
+    p = item["properties"]
+    tile = str(p.get("grid:code") or p.get("s2:mgrs_tile") or [round(v, 2) for v in item["bbox"]]).removeprefix("MGRS-")
+    strip = re.search(r"_S(\d{8}T\d{6})", str(p.get("s2:datastrip_id") or p.get("eopf:datastrip_id") or ""))
+    begin = strip[1] if strip else when(item).strftime("%Y%m%dT%H%M%S")
+    return tile, grid_epsg(item), str(p.get("platform", "")).lower(), begin
+
+
+def version(item: Item) -> tuple[str, str, str]:
+    """Orders the versions of a scene: by processing baseline, then by time of processing."""
+    p = item["properties"]
+    made = p.get("s2:generation_time") or p.get("processing:datetime") or p.get("created") or ""
+    return str(p.get("s2:processing_baseline") or p.get("processing:version") or ""), str(made), item["id"]
+
+
+def newest(items: Iterable[Item], collections: Sequence[str]) -> list[Item]:
+    """Of a scene that is there several times only one: of the first collection that has it, the newest version."""
+    best: dict[tuple, Item] = {}
+
+    def rank(item: Item) -> tuple:
+        return -collections.index(item["collection"]), version(item)
+
+    for item in items:
+        key = scene_key(item)
+        if key not in best or rank(item) > rank(best[key]):
+            best[key] = item
+    return list(best.values())
+
+
+def search_groups(
+    catalogues: Mapping[str, Catalogue], groups: Sequence[ChipGroup], year: int, settings: Settings
+) -> dict[int, Found]:
+    """What the services hold over each group: one search a collection for all groups of a 2-degree square.
+
+    Returns:
+        Group number -> items over it.
+
+    Raises:
+        HubError: a service fails in spite of the retries.
+        InputError: the radar is not terrain-corrected.
     """
     from tqdm import tqdm
 
-    squares: dict[tuple[int, int], list[Window]] = {}
-    for window in windows:
-        west, south, east, north = window.degrees()
+    squares: dict[tuple[int, int], list[ChipGroup]] = {}
+    for group in groups:
+        west, south, east, north = group.degrees()
         key = int((west + east) / 2 // SEARCH_DEGREES), int((south + north) / 2 // SEARCH_DEGREES)
-        squares.setdefault(key, []).append(window)
+        squares.setdefault(key, []).append(group)
     found: dict[int, Found] = {}
     for members in tqdm(squares.values(), desc="Search", unit="square", disable=len(squares) < 2):
-        boxes = [window.degrees() for window in members]
+        boxes = [group.degrees() for group in members]
         lows, highs = zip(*((b[:2], b[2:]) for b in boxes), strict=True)
         box = (min(b[0] for b in lows), min(b[1] for b in lows), max(b[0] for b in highs), max(b[1] for b in highs))
-        everything = _search_square(client, names, box, year, settings)
-        for window, own in zip(members, boxes, strict=True):
-            found[window.number] = Found(
+        everything = search_box(catalogues, box, year, settings)
+        for group, own in zip(members, boxes, strict=True):
+            found[group.number] = Found(
                 **{name: [item for item in items if _meets(item, own)] for name, items in vars(everything).items()}
             )
     return found
 
 
-def _search_square(client: Any, names: dict[str, str], box: Box, year: int, settings: Settings) -> Found:
+def search_box(catalogues: Mapping[str, Catalogue], box: Box, year: int, settings: Settings) -> Found:
+    """What the services hold over a box in the season (and fallback) of a year."""
     season, fallback = settings.days("season", year), settings.days("fallback", year)
     cloudy = settings.max_cloud
     s2 = [
         item
-        for item in _search(client, names["s2"], box, (min(season + fallback), max(season + fallback)), cloudy)
+        for item in catalogues["s2"].search(box, (min(season + fallback), max(season + fallback)), cloudy)
         if any(a <= when(item).date() <= b for a, b in (season, fallback)) and cloud_cover(item) <= cloudy
     ]
     s1: list[Item] = []
     if s2:
         near = timedelta(days=settings.radar_days)
         days = [when(item).date() for item in s2]
-        s1 = _search(client, names["s1"], box, (min(days) - near, max(days) + near), None)
-    dem = _search(client, names["dem"], box, None, None)
-    return Found(
-        s2=[_pruned(item, ("b", "r", "g", "nir", "swir", "coastal", "scl")) for item in newest(s2)],
-        s1=[_pruned(item, ("v", "schema-calibration")) for item in s1],
-        dem=[_pruned(item, ("data", "elevation", "dem")) for item in dem],
-    )
+        s1 = catalogues["s1"].search(box, (min(days) - near, max(days) + near))
+    return Found(s2, s1, catalogues["dem"].search(box, None))
 
 
 def _meets(item: Item, box: Box) -> bool:

@@ -1,4 +1,4 @@
-"""What a run has done so far: finished windows wait in a folder until all are there, and then become shards."""
+"""What a run has done so far: finished groups of chips wait in a folder until all are there, and then become shards."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from cryosentinel.data.chips import Chip, iter_shard, write_shard
 from cryosentinel.errors import InputError
 from cryosentinel.files import read_json, write_json
-from cryosentinel.ingest.window import Result
+from cryosentinel.ingest.group import Result
 from cryosentinel.paths import SHARDS
 
 RECORD_FILE = "ingest.json"
 
 
 class Staging:
-    """Windows of one region and year that are done, ``<out>/.ingest/<region>-<year>/window_NNNNN.{parquet,json}``.
+    """Finished groups of a region and year, ``<out>/.ingest/<region>-<year>/group_NNNNN.{parquet,json}``.
 
-    A window's chips are written before its JSON, and the JSON says that it is done: a kill in between costs one window.
+    A group's chips are written before its JSON, and the JSON says that it is done: a kill in between costs one group.
     """
 
-    def __init__(self, out: Path, region: str, year: int, fingerprint: str) -> None:
+    def __init__(self, out: Path, region: str, year: int, identity: str) -> None:
         self.region, self.year = region, year
         self.folder = out / ".ingest" / f"{region}-{year}"
         self.target = out / region / str(year)
         self.record = self.target / RECORD_FILE
-        self.fingerprint = fingerprint
+        self.identity = identity
 
     def check(self) -> bool:
         """Whether the region and year are built already, in just this way.
@@ -39,7 +39,7 @@ class Staging:
         for record, what in ((self.record, "holds"), (self.folder / RECORD_FILE, "holds a part of")):
             if record.exists():
                 found = read_json(record)
-                if not isinstance(found, dict) or found.get("fingerprint") != self.fingerprint:
+                if not isinstance(found, dict) or found.get("identity") != self.identity:
                     raise InputError(
                         f"{record.parent} {what} an ingest with other settings, inventory or service; use another "
                         "output folder, or remove this one first."
@@ -52,33 +52,32 @@ class Staging:
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Say what is being built here."""
-        write_json(self.folder / RECORD_FILE, {"fingerprint": self.fingerprint, "complete": False, **settings})
+        write_json(self.folder / RECORD_FILE, {"identity": self.identity, "complete": False, **settings})
 
     def done(self, number: int) -> bool:
         """Whether a window is finished."""
         return self._path(number, "json").exists()
 
     def put(self, number: int, result: Result) -> None:
-        """Keep a finished window."""
+        """Keep a finished group."""
         if result.chips:
             write_shard(self._path(number, "parquet"), result.chips)
-        text = {"rows": result.rows, "broken": result.broken, "chips": len(result.chips)}
+        text = {"rows": result.rows, "broken": result.broken, "notes": result.notes, "chips": len(result.chips)}
         write_json(self._path(number, "json"), text)
 
-    def rows(self, number: int) -> tuple[list[dict[str, Any]], list[str]]:
-        """A finished window's rows, and what could not be read in it."""
-        found = read_json(self._path(number, "json"))
-        return found["rows"], found["broken"]
+    def get(self, number: int) -> dict[str, Any]:
+        """A finished group's rows, what could not be read in it ("broken"), and its notes."""
+        return read_json(self._path(number, "json"))
 
     def chips(self, numbers: list[int]) -> Iterator[Chip]:
-        """The chips of finished windows, one after the other."""
+        """The chips of finished groups, one after the other."""
         for number in numbers:
             path = self._path(number, "parquet")
             if path.exists() and read_json(self._path(number, "json"))["chips"]:
                 yield from iter_shard(path)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Say that the shards are complete, and drop the windows."""
+        """Say that the shards are complete, and drop the groups."""
         begun = json.loads((self.folder / RECORD_FILE).read_text(encoding="utf-8"))
         write_json(self.record, {**begun, **summary, "complete": True})
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -86,4 +85,4 @@ class Staging:
             self.folder.parent.rmdir()
 
     def _path(self, number: int, suffix: str) -> Path:
-        return self.folder / f"window_{number:05d}.{suffix}"
+        return self.folder / f"group_{number:05d}.{suffix}"
