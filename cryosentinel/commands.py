@@ -521,16 +521,21 @@ def ingest(
     from cryosentinel import ingest as room
     from cryosentinel.errors import ConfigError
 
-    own = {"s2_service": s2_service, "s1_service": s1_service, "dem_service": dem_service}
     box = room.parse_box(bbox) if bbox else None
     if check:
-        found = room.check(room.region_box(region, box), year, service, settings, **own)
+        place = room.region_box(region, box)
+        found = room.check(
+            place, year, service, settings, s2_service=s2_service, s1_service=s1_service, dem_service=dem_service
+        )
         print(*found, sep="\n")
         return
     if out is None:
         raise ConfigError("Where to put the chips is missing; give --out FOLDER, or --check to only try the service.")
-    options = {**own, "scheduler": scheduler, "workers": workers, "settings": settings, "allow_failed": allow_failed}
-    print(room.ingest(region, year, service, out, files, box, **options).summary())
+    result = room.ingest(
+        region, year, service, out, files, box, s2_service, s1_service, dem_service, scheduler, workers, settings,
+        allow_failed,
+    )  # fmt: skip
+    print(result.summary())
 
 
 def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto") -> None:
