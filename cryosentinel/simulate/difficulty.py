@@ -14,10 +14,12 @@ import pandas as pd
 
 from cryosentinel.data.chips import Chip, clean
 from cryosentinel.data.split import block_ids
+from cryosentinel.errors import InputError
 from cryosentinel.indices import dem_shape, mndwi, ndwi, slope
 from cryosentinel.sensors import MODALITIES, PIXEL_SIZE_M
 from cryosentinel.simulate.materials import WATER, Material
 from cryosentinel.simulate.truth import Truth, chips_with_truth
+from cryosentinel.simulate.water import GLACIAL
 
 COLOUR_AUC = 0.65  # at most, twelve bands and backscatter: glacial lake against other standing water
 CONTEXT_AUC = 0.85  # at least, what surrounds a body: the same question
@@ -28,7 +30,6 @@ ELEVATION_AUC = 0.8  # at most, for reservoirs and ponds against glacial lakes
 SHORTCUT_AUC = 0.55  # at most, for the traces of a modality
 MIN_BODY_PX = 20
 
-_STANDING = (Material.LAKE, Material.FROZEN_LAKE, Material.RESERVOIR)
 _ICE = (Material.ICE, Material.DEBRIS_ICE, Material.SNOW, Material.WET_SNOW)
 
 
@@ -76,30 +77,33 @@ def colour_variance(spectra: list[np.ndarray]) -> dict[str, float]:
     }
 
 
-def _held_out(x: np.ndarray, y: np.ndarray, groups: np.ndarray, weight: np.ndarray, trees: int = 60) -> np.ndarray:
-    """Probabilities by gradient boosting, each from a model that saw none of its group (three folds)."""
+def _held_out(x: np.ndarray, y: np.ndarray, groups: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Log odds by gradient boosting, each from a model that saw nothing of its group (three folds)."""
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    score = np.full(len(y), np.nan)
-    for fit, rest in GroupKFold(3).split(x, y, groups):
-        if 0 < y[fit].mean() < 1:
-            model = HistGradientBoostingClassifier(
-                max_iter=trees, max_leaf_nodes=12, min_samples_leaf=8, early_stopping=False, random_state=0
-            )
-            score[rest] = model.fit(x[fit], y[fit], sample_weight=weight[fit]).predict_proba(x[rest])[:, 1]
+    score = np.zeros(len(y))
+    for fit, rest in StratifiedGroupKFold(3, shuffle=True, random_state=0).split(x, y, groups):
+        model = HistGradientBoostingClassifier(
+            max_iter=60, max_leaf_nodes=12, min_samples_leaf=8, early_stopping=False, random_state=0
+        )
+        score[rest] = model.fit(x[fit], y[fit], sample_weight=weight[fit]).decision_function(x[rest])
     return score
 
 
-def _bodies(chip: Chip, truth: Truth) -> Iterator[tuple[np.ndarray, bool]]:
-    """Each connected piece of standing water of a chip: its mask and whether it is a glacial lake."""
-    from scipy.ndimage import find_objects, label
+def _weighted_auc(y: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
 
-    pieces, _ = label(np.isin(truth.material, _STANDING) & chip.valid & (truth.cloud == 0))
-    for number, box in enumerate(find_objects(pieces), start=1):
-        if (pieces[box] == number).sum() >= MIN_BODY_PX:
-            body = pieces == number
-            yield body, bool(truth.lake[body].mean() > 0.5)
+    return float(roc_auc_score(y, score, sample_weight=weight))
+
+
+def _bodies(chip: Chip, truth: Truth) -> Iterator[tuple[np.ndarray, bool]]:
+    """Each body of standing water that a chip shows enough of: its mask, and whether it is a glacial lake."""
+    seen = chip.valid & (truth.cloud == 0)
+    for number, body in enumerate(truth.bodies, start=1):
+        mask = seen & (truth.body == number)
+        if mask.sum() >= MIN_BODY_PX:
+            yield mask, body.kind in GLACIAL
 
 
 def _surroundings(chip: Chip, truth: Truth, body: np.ndarray) -> list[float]:
@@ -122,7 +126,7 @@ def _surroundings(chip: Chip, truth: Truth, body: np.ndarray) -> list[float]:
     return [*features, shape.area, hull_gap, shape.eccentricity]
 
 
-def standing_water_aucs(root: str | os.PathLike[str], pixels: int = 40) -> dict[str, float]:
+def standing_water_aucs(root: str | os.PathLike[str], per_body: int = 40) -> dict[str, float]:
     """What tells glacial lakes from other standing water: their colour, and what surrounds them.
 
     Both by gradient boosting, held out by place; each body has the same weight.
@@ -132,33 +136,30 @@ def standing_water_aucs(root: str | os.PathLike[str], pixels: int = 40) -> dict[
         of bodies of each class, lakes and others.
     """
     rng = np.random.default_rng(0)
-    colour, context, lake, place, counts = [], [], [], [], []
+    colour, context, lake, block, counts = [], [], [], [], []
     for chip, truth in chips_with_truth(root):
         s2, s1, _ = clean(chip.s2, chip.s1, chip.dem)
-        bands = np.concatenate([s2, s1]).reshape(14, -1)
+        bands = np.concatenate([s2, 10 ** (s1 / 10) * 1e4]).reshape(14, -1)
         for body, glacial in _bodies(chip, truth):
             at = np.flatnonzero(body)
-            at = rng.choice(at, min(pixels, len(at)), replace=False)
+            at = rng.choice(at, min(per_body, len(at)), replace=False)
             colour.append(bands[:, at].T)
             counts.append(len(at))
             context.append(_surroundings(chip, truth, body))
             lake.append(glacial)
-            place.append(_block(chip))
-    y, groups = np.array(lake), np.unique(place, return_inverse=True)[1]
-    # Places with other water are few: they are dealt to the folds in turn.
-    balance = np.where(y, 0.5 / max(y.sum(), 1), 0.5 / max((~y).sum(), 1)) * len(y)
-    around = _held_out(np.array(context), y, groups, balance)
-    each = np.repeat(np.arange(len(y)), counts)
-    pixel = _held_out(np.concatenate(colour), y[each], groups[each], (balance / np.array(counts))[each])
-    from sklearn.metrics import roc_auc_score
-
-    ok = np.isfinite(around)
-    good = np.isfinite(pixel)
+            block.append(_block(chip))
+    y, groups = np.array(lake), np.unique(block, return_inverse=True)[1]
+    if min(y.sum(), (~y).sum()) < 3:
+        raise InputError(
+            f"{root} shows {y.sum()} glacial lakes and {(~y).sum()} other bodies of standing water; three of each are "
+            "needed to compare them: simulate the preset reservoirs."
+        )
+    balance = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum()) * len(y)
+    each, share = np.repeat(np.arange(len(y)), counts), np.repeat(balance / counts, counts)
+    pixels = np.log(np.maximum(np.concatenate(colour), 1.0))
     return {
-        "colour": float(
-            roc_auc_score(y[each][good], pixel[good], sample_weight=(balance / np.array(counts))[each][good])
-        ),
-        "context": float(roc_auc_score(y[ok], around[ok], sample_weight=balance[ok])),
+        "colour": _weighted_auc(y[each], _held_out(pixels, y[each], groups[each], share), share),
+        "context": _weighted_auc(y, _held_out(np.array(context), y, groups, balance), balance),
         "lakes": int(y.sum()),
         "others": int((~y).sum()),
     }
@@ -184,13 +185,11 @@ def relief_difficulty(root: str | os.PathLike[str], per_class: int = 120) -> dic
 
 
 def _scores(x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import roc_auc_score
-
+    """Held-out AUC and best-threshold IoU of weighted pixels."""
     score = _held_out(x, y, groups, weight)
     order = np.argsort(-score)
     hit, false = (weight * y)[order].cumsum(), (weight * ~y)[order].cumsum()
-    iou = hit / (hit[-1] + false)
-    return {"auc": float(roc_auc_score(y, score, sample_weight=weight)), "iou": float(iou.max())}
+    return {"auc": _weighted_auc(y, score, weight), "iou": float((hit / (hit[-1] + false)).max())}
 
 
 def place_gap(root: str | os.PathLike[str], per_class: int = 60) -> dict[str, float]:

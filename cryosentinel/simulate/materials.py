@@ -122,7 +122,7 @@ BACKSCATTER = np.array(
 _LAND = np.array(
     [
         # B01   B02    B03    B04    B05    B06    B07    B08    B8A    B09    B11    B12
-        [-0.90, -0.80, -0.45, 0.35, 0.40, 0.40, 0.30, 0.10, 0.00, 0.00, 0.30, 0.25],  # ferric oxides: blue, 0.86 um
+        [-0.60, -0.55, -0.30, 0.22, 0.26, 0.26, 0.20, 0.05, -0.05, -0.05, 0.22, 0.18],  # ferric oxides: blue, 0.86 um
         [0.05, 0.05, 0.05, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.05, 0.45, -0.90],  # clay and carbonate: 2.2 um
         [-0.15, -0.15, -0.18, -0.25, -0.28, -0.30, -0.33, -0.35, -0.37, -0.45, -0.80, -1.00],  # moisture
         [-0.35, -0.40, -0.10, -0.65, -0.15, 0.40, 0.55, 0.60, 0.60, 0.55, -0.10, -0.50],  # sparse plants and lichen
@@ -145,7 +145,7 @@ _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
 #: ice; open water has its own model.
 MODES = np.stack(
-    [0.0 * _LAND if m in _OPEN_WATER else 0.16 * _FROZEN if m in _ON_ICE else 0.26 * _LAND for m in Material]
+    [0.0 * _LAND if m in _OPEN_WATER else 0.20 * _FROZEN if m in _ON_ICE else 0.30 * _LAND for m in Material]
 ).astype(np.float32)
 
 #: Absorption of pure water (1/m) at the band centres: Pope and Fry 1997 to 704 nm, Kou et al. 1993 beyond.
@@ -175,7 +175,7 @@ def water_reflectance(
     green = np.exp(-(((at - 440) / 45.0) ** 2)) + 0.5 * np.exp(-(((at - 672) / 14.0) ** 2))
     absorption = _WATER_ABSORPTION[:, None] + dissolved * np.exp(-0.014 * (at - 443)) + 0.05 * algae**0.7 * green
     absorption = absorption + 0.016 * flour * brown * np.exp(-0.011 * (at - 443))
-    scattering = 0.0024 * (500 / at) ** 4.3 + 0.012 * flour * (560 / at) ** 0.6 + 0.0012 * algae * (560 / at)
+    scattering = 0.0024 * (500 / at) ** 4.3 + 0.016 * flour * (560 / at) ** 0.3 + 0.0012 * algae * (560 / at)
     u = scattering / (absorption + scattering)
     below = (0.089 + 0.125 * u) * u
     through = np.exp(-2.2 * (absorption + scattering) * depth)

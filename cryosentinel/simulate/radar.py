@@ -6,7 +6,7 @@ terrain correction: for a slope p along the look direction and an incidence angl
 IEEE TGRS 34; Small 2011, IEEE TGRS 49). Where the denominator vanishes there is layover; where the numerator does, or a
 ridge stands between, radar shadow, of which only the noise floor is left.
 
-Cross-polarised light comes from volumes and rough ground: it depends less on the slope (by the power 0.75 here), and
+Cross-polarised light comes from volumes and rough ground: it depends less on the slope (by the power 0.65 here), and
 its texture is partly its own, so that VV and VH agree at 90 m as they do in real chips (correlation 0.6 to 0.95).
 
 Detected products hold 4.4 looks (ESA S-1 product specification), their speckle correlated between neighbours (20 m
@@ -29,7 +29,7 @@ NOISE_FLOOR_DB = (-24.0, -28.0)
 _SPECKLE = (0.2, 0.6, 0.2)  # 1 / (0.2^2 + 0.6^2 + 0.2^2)^2 = 5.2 looks of neighbours that agree
 LOOKS = 5.2
 _LEE = (0.2,) * 5
-_SLOPE_POWER = (1.0, 0.75)
+_SLOPE_POWER = (1.0, 0.65)
 _SMEAR = (0.1, 0.2, 0.4, 0.2, 0.1)
 
 
@@ -60,7 +60,7 @@ def make_radar(ground: Ground, cover: Cover, year: int, scene: Acquisition) -> n
 
     patchy = gradient_noise(rows, cols, 18, key(g.seed, g.epsg, "backscatter"))
     patchy = 0.8 * patchy + 0.6 * gradient_noise(rows, cols, 70, key(g.seed, g.epsg, "moisture", year))
-    own = 2.0 * fractal(rows, cols, 90, key(g.seed, g.epsg, "volume"), octaves=3, gain=0.8)
+    own = 3.2 * fractal(rows, cols, 90, key(g.seed, g.epsg, "volume"), octaves=3, gain=0.8)
     own[flat] = 0
     # Wind: calm to fresh over tens of kilometres, gusts over hundreds of metres.
     wind = 0.5 + 0.28 * gradient_noise(rows, cols, 700, key(g.seed, g.epsg, "wind", year))

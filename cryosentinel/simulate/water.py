@@ -6,9 +6,9 @@ each pixel of its patch holds the lake area (ha) at which water reaches it, so t
 comparison, outlines of a growing lake are nested, and each is one connected piece.
 
 Standing water is of one kind for the sensors: sediment, dissolved matter, algae, depth and ice are drawn from one
-distribution for glacial lakes, reservoirs and ponds. What differs is where a body lies (ice, valley floor), its size and
-its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and hold
-no water: an elevation model alone cannot tell them from lakes.
+distribution for glacial lakes, reservoirs and ponds. What differs is where a body lies (ice, valley floor), its size
+and its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and
+hold no water: an elevation model alone cannot tell them from lakes.
 
 Reservoirs and ponds are 4.5 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
 planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed to be one in three.
@@ -48,7 +48,7 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "cirque": (0.30, 1.70, 1.15),
     "supraglacial": (0.16, 0.45, 0.85),
 }
-_LAKES_A_CELL = 7.0
+_LAKES_A_CELL = 4.0  # 0.14 a km2; half of the ground near glaciers of High Mountain Asia has far fewer
 _RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.020, 0.027
 _FLATS_A_CELL = 7.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
 _MAX_AREA_HA = 320.0
@@ -148,16 +148,16 @@ class Lake:
         if not water.any():
             return np.zeros(self.area_at.shape, np.float32), np.zeros(self.area_at.shape, np.float32)
         away = ndimage.distance_transform_edt(~water).astype(np.float32) * np.float32(PIXEL_SIZE_M)
-        reach = float(np.clip(6.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 45.0, 180.0))
+        reach = float(np.clip(11.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 90.0, 260.0))
         t = np.clip(1 - away / reach, 0, 1)
         weight = t * t * (3 - 2 * t)
-        crest = reach * 0.45
+        crest = 45.0 + 0.1 * reach
         h, w = water.shape
         rows, cols = np.arange(self.row0, self.row0 + h), np.arange(self.col0, self.col0 + w)
         # Inflows build plains: the bank rises on part of the shore only.
         rise = gradient_noise(rows, cols, max(0.35 * h, 12.0), key("bank", self.lake_id))
-        bank = np.clip(0.07 + 0.11 * rise, 0.0, 0.25) * away + self.moraine * np.exp(
-            -(((away - crest) / (0.3 * reach)) ** 2)
+        bank = np.clip(0.03 + 0.13 * rise, 0.0, 0.3) * away + self.moraine * np.exp(
+            -(((away - crest) / (0.6 * crest)) ** 2)
         ).astype(np.float32)
         south, east = self.tilt
         target = (
@@ -332,7 +332,7 @@ def _optics(place: tuple[float, float, float, float], draw: Draw) -> dict[str, f
     """What a body's water holds, whatever its kind: from clear to milky, around what is usual at the place."""
     flour, dissolved, algae, brown = place
     return {
-        "flour": float(np.exp(np.clip(2.0 + 0.8 * flour + 1.5 * draw.normal(), -1.5, 6.0))),
+        "flour": float(np.exp(np.clip(3.0 + 0.8 * flour + 1.4 * draw.normal(), -1.0, 6.2))),
         "dissolved": float(np.exp(-2.6 + 0.6 * dissolved + 0.6 * draw.normal())),
         "algae": float(np.exp(0.2 + 0.5 * algae + 0.7 * draw.normal())),
         "brown": float(np.exp(0.45 * brown + 0.25 * draw.normal())),
