@@ -145,7 +145,7 @@ _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
 #: ice; open water has its own model.
 MODES = np.stack(
-    [0.0 * _LAND if m in _OPEN_WATER else 0.20 * _FROZEN if m in _ON_ICE else 0.30 * _LAND for m in Material]
+    [0.0 * _LAND if m in _OPEN_WATER else 0.22 * _FROZEN if m in _ON_ICE else 0.34 * _LAND for m in Material]
 ).astype(np.float32)
 
 #: Absorption of pure water (1/m) at the band centres: Pope and Fry 1997 to 704 nm, Kou et al. 1993 beyond.

@@ -119,7 +119,7 @@ def _standing_water(ground: Ground, cover: Cover, year: int) -> tuple[np.ndarray
     for number, body in enumerate(g.lakes):
         draw = Draw("water", body.lake_id, year)
         values[number, 0] *= np.exp(0.35 * draw.normal())
-        glint[number] = 0.009 * np.exp(0.6 * draw.normal())  # skylight and sun glint: wind
+        glint[number] = 0.013 * np.exp(0.6 * draw.normal())  # skylight and sun glint, which no correction removes
     number = cover.body.ravel()[at].astype(int) - 1
     flour, dissolved, algae, brown = values[number].T
     water = water_reflectance(flour * np.exp(0.15 * plume), dissolved, algae, brown, cover.depth.ravel()[at])

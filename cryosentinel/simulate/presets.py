@@ -41,10 +41,10 @@ class SimulationConfig:
     seed: int = 42
     regions: tuple[str, ...] = tuple(REGIONS)
     years: tuple[int, ...] = SNAPSHOT_YEARS
-    places: dict[str, int] = field(default_factory=lambda: {"train": 30, "val": 12, "test": 24})
+    places: dict[str, int] = field(default_factory=lambda: {"train": 34, "val": 14, "test": 28})
     years_per_place: dict[str, int] = field(default_factory=lambda: {"train": 3, "val": 2, "test": 2})
     windows: int = 2
-    background: float = 0.30
+    background: float = 0.16
     around: str = "lakes"
     buffer: float = 0.06
     block_size: float = 0.15
@@ -126,13 +126,13 @@ PRESETS: dict[str, SimulationConfig] = {
         regions=("ile_alatau", "tien_shan_full", "karakoram"),
         places={"train": 4, "val": 2, "test": 2},
         years_per_place={"train": 2, "val": 2, "test": 2},
-        background=0.25,
+        background=0.15,
         buffer=0.1,
     ),
     "quick": SimulationConfig(seed=2017),
     "standard": SimulationConfig(
         seed=2023,
-        places={"train": 120, "val": 40, "test": 80},
+        places={"train": 136, "val": 48, "test": 96},
         years_per_place={"train": 3, "val": 2, "test": 2},
         places_per_shard=16,
     ),

@@ -191,13 +191,13 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     def k(name: str) -> int:
         return key(seed, epsg, "relief", name)
 
-    regional = gradient_noise(rows, cols, 2600, k("regional"))
+    regional = gradient_noise(rows, cols, 4200, k("regional"))
     base = c.elevation + 430 * regional
     valleys = fractal(rows, cols, 620, k("valleys"), octaves=3, gain=0.42)
     # U-shaped cross-section: flat floor, steepest at half height, rounding off.
     height = 1 - np.exp(-(valleys * valleys) * np.float32(1 / 0.55**2))
     # Sediment fills the floors, here a little, there much: outwash plains and terraces are flat across the valley.
-    fill = np.clip(0.10 + 0.13 * gradient_noise(rows, cols, 700, k("fill")), 0.0, 0.35)
+    fill = np.clip(0.11 + 0.10 * gradient_noise(rows, cols, 2100, k("fill")), 0.0, 0.3)
     filled = fill + np.float32(0.02) * np.logaddexp(0, (height - fill) * np.float32(1 / 0.02)).astype(np.float32)
     # Tributary valleys and cirques hang in the flanks.
     hanging = np.exp(-((fractal(rows, cols, 240, k("tributaries"), octaves=2, gain=0.4) / 0.42) ** 2)) * height

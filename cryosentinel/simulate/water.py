@@ -10,8 +10,8 @@ distribution for glacial lakes, reservoirs and ponds. What differs is where a bo
 and its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and
 hold no water: an elevation model alone cannot tell them from lakes.
 
-Reservoirs and ponds are 4.5 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
-planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed to be one in three.
+Reservoirs and ponds are 3.7 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
+planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one in four.
 
 Sizes follow the outlines mapped by ICIMOD over the Hindu Kush Himalaya (median 5.2 ha, 5 to 95 % 0.75 to 57 ha: close
 to a log-normal with mean 1.73 and deviation 1.29 of ln ha). Rates of growth are assumed, in the range reported for High
@@ -49,8 +49,8 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "supraglacial": (0.16, 0.45, 0.85),
 }
 _LAKES_A_CELL = 4.0  # 0.14 a km2; half of the ground near glaciers of High Mountain Asia has far fewer
-_RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.020, 0.027
-_FLATS_A_CELL = 7.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
+_RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.016, 0.022
+_FLATS_A_CELL = 9.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
 _MAX_AREA_HA = 320.0
 _FLOORS = {"0": Material.GRAVEL, "1": Material.SOIL, "2": Material.MEADOW, "3": Material.WET_GROUND}
 _REACH = 2.8  # times its area as drawn that a lake can reach, by growth or by an inventory's mistake
@@ -148,15 +148,15 @@ class Lake:
         if not water.any():
             return np.zeros(self.area_at.shape, np.float32), np.zeros(self.area_at.shape, np.float32)
         away = ndimage.distance_transform_edt(~water).astype(np.float32) * np.float32(PIXEL_SIZE_M)
-        reach = float(np.clip(11.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 90.0, 260.0))
+        reach = float(np.clip(16.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 120.0, 330.0))
         t = np.clip(1 - away / reach, 0, 1)
         weight = t * t * (3 - 2 * t)
-        crest = 45.0 + 0.1 * reach
+        crest = 40.0 + 0.08 * reach
         h, w = water.shape
         rows, cols = np.arange(self.row0, self.row0 + h), np.arange(self.col0, self.col0 + w)
         # Inflows build plains: the bank rises on part of the shore only.
         rise = gradient_noise(rows, cols, max(0.35 * h, 12.0), key("bank", self.lake_id))
-        bank = np.clip(0.03 + 0.13 * rise, 0.0, 0.3) * away + self.moraine * np.exp(
+        bank = np.clip(0.14 * rise, 0.0, 0.3) * away + self.moraine * np.exp(
             -(((away - crest) / (0.6 * crest)) ** 2)
         ).astype(np.float32)
         south, east = self.tilt
