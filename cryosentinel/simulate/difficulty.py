@@ -26,7 +26,6 @@ CONTEXT_AUC = 0.85  # at least, what surrounds a body: the same question
 SPECTRAL_VARIANCE = 0.09  # at least, colour beyond three components; real chips have 0.11 (see colour_variance)
 RELIEF_AUC = 0.90  # at most, the elevation model's shape alone: lake against all else
 OTHER_WATER = 0.05  # at most, share of reservoirs and ponds in standing water, by number and by area
-ELEVATION_AUC = 0.8  # at most, for reservoirs and ponds against glacial lakes
 SHORTCUT_AUC = 0.55  # at most, for the traces of a modality
 MIN_BODY_PX = 20
 
@@ -228,25 +227,6 @@ def _sample_weighted(
             chosen.append(taken)
             weights.append(np.full(len(taken), len(at) / max(len(taken), 1)))
         yield chip, truth, np.concatenate(chosen), np.concatenate(weights)
-
-
-def elevation_auc(lakes: pd.DataFrame) -> dict[str, float]:
-    """How well elevation alone tells other standing water from glacial lakes, each body once.
-
-    Args:
-        lakes: of :func:`cryosentinel.simulate.realism.lake_table`.
-    """
-    lakes = lakes[lakes.area_ha > 0]
-    high, low = lakes[lakes.glacial].elevation, lakes[~lakes.glacial].elevation
-    only = lakes[lakes.kind == "reservoir"].elevation
-    return {
-        "auc": auc(high.to_numpy(), low.to_numpy()),
-        "auc_reservoirs": auc(high.to_numpy(), only.to_numpy()),
-        "n_glacial": len(high),
-        "n_other": len(low),
-        "median_glacial_m": float(high.median()),
-        "median_other_m": float(low.median()),
-    }
 
 
 def single_inputs(root: str | os.PathLike[str], split: str | None = None) -> pd.DataFrame:

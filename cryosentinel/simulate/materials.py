@@ -123,17 +123,17 @@ _LAND = np.array(
     [
         # B01   B02    B03    B04    B05    B06    B07    B08    B8A    B09    B11    B12
         [-0.60, -0.55, -0.30, 0.22, 0.26, 0.26, 0.20, 0.05, -0.05, -0.05, 0.22, 0.18],  # ferric oxides: blue, 0.86 um
-        [0.05, 0.05, 0.05, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.05, 0.45, -0.90],  # clay and carbonate: 2.2 um
-        [-0.15, -0.15, -0.18, -0.25, -0.28, -0.30, -0.33, -0.35, -0.37, -0.45, -0.80, -1.00],  # moisture
-        [-0.35, -0.40, -0.10, -0.65, -0.15, 0.40, 0.55, 0.60, 0.60, 0.55, -0.10, -0.50],  # sparse plants and lichen
-        [0.20, 0.15, 0.10, 0.15, 0.15, 0.05, -0.15, -0.40, -0.60, -0.75, 0.25, 0.35],  # ferrous iron: 1 um
+        [0.05, 0.05, 0.05, 0.00, -0.05, 0.00, 0.00, 0.00, 0.05, 0.10, 0.25, -0.45],  # clay and carbonate: 2.2 um
+        [-0.05, -0.05, -0.10, -0.15, -0.18, -0.20, -0.23, -0.25, -0.27, -0.35, -0.48, -0.58],  # moisture
+        [-0.35, -0.40, -0.10, -0.60, -0.15, 0.35, 0.45, 0.45, 0.43, 0.36, -0.05, -0.30],  # sparse plants and lichen
+        [0.20, 0.15, 0.10, 0.15, 0.15, 0.05, -0.15, -0.32, -0.44, -0.44, 0.15, 0.20],  # ferrous iron: 1 um
     ],
     np.float32,
 )
 _FROZEN = np.array(
     [
         [-0.90, -0.75, -0.50, -0.25, -0.20, -0.12, -0.10, -0.08, -0.05, 0.00, 0.05, 0.05],  # dust
-        [0.00, 0.00, -0.03, -0.10, -0.15, -0.25, -0.35, -0.45, -0.55, -0.80, -0.90, -1.00],  # grain size
+        [0.00, 0.00, -0.03, -0.10, -0.15, -0.25, -0.35, -0.42, -0.50, -0.65, -0.90, -1.00],  # grain size
         [-0.05, -0.05, -0.10, -0.20, -0.30, -0.45, -0.50, -0.60, -0.70, -0.80, -0.30, -0.30],  # melt water
         [0.10, 0.05, 0.35, -0.10, -0.35, -0.10, -0.05, 0.00, 0.00, 0.00, 0.00, 0.00],  # snow algae and cryoconite
         [0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.10, 0.20, 0.60, -0.60],  # debris between: clay
@@ -145,7 +145,7 @@ _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
 #: ice; open water has its own model.
 MODES = np.stack(
-    [0.0 * _LAND if m in _OPEN_WATER else 0.22 * _FROZEN if m in _ON_ICE else 0.34 * _LAND for m in Material]
+    [0.0 * _LAND if m in _OPEN_WATER else 0.22 * _FROZEN if m in _ON_ICE else 0.32 * _LAND for m in Material]
 ).astype(np.float32)
 
 #: Absorption of pure water (1/m) at the band centres: Pope and Fry 1997 to 704 nm, Kou et al. 1993 beyond.

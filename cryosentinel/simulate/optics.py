@@ -7,7 +7,7 @@ Skylight above 4 km is mostly Rayleigh's, so its share falls with the fourth pow
 some light of all colours. Shadows are therefore blue, and look like water to an index of green over infrared.
 
 Colours vary by place in smooth modes (:data:`cryosentinel.simulate.materials.MODES`), fields of 15 km for the rock of a
-region and of 60 to 500 m within. Pixels on a border of two materials hold a part of both. Air scatters the light of
+region and of 30 to 500 m within. Pixels on a border of two materials hold a part of both. Air scatters the light of
 neighbours into a pixel: real adjacency reaches a kilometre (Santer and Schmechtig 2000, Applied Optics 39); here it is
 cut off at 120 m, where a shore feels most of it.
 
@@ -152,7 +152,7 @@ def make_optics(ground: Ground, cover: Cover, year: int, scene: Acquisition) -> 
     modes = np.stack(
         [
             gradient_noise(rows, cols, 1500, k("mode", n))
-            + 0.8 * fractal(rows, cols, 50, k("mode-fine", n), octaves=4, gain=0.8)
+            + 1.5 * fractal(rows, cols, 50, k("mode-fine", n), octaves=5, gain=0.95)
             for n in range(MODES.shape[1])
         ]
     )
