@@ -92,7 +92,7 @@ CLOUD = np.array([0.480, 0.490, 0.490, 0.490, 0.500, 0.500, 0.505, 0.505, 0.500,
 
 #: Standard deviation of ln reflectance within a material (texture; assumed).
 TEXTURE = np.array(
-    [0.17, 0.17, 0.14, 0.15, 0.14, 0.15, 0.18, 0.20, 0.08, 0.16, 0.22, 0.18, 0.00, 0.16, 0.10, 0.00, 0.20], np.float32
+    [0.12, 0.12, 0.10, 0.11, 0.10, 0.11, 0.13, 0.14, 0.06, 0.12, 0.16, 0.13, 0.00, 0.12, 0.08, 0.00, 0.14], np.float32
 )
 
 #: Gamma nought in dB (VV, VH) on ground that faces the radar at 40 degrees, and its texture (dB, standard deviation).
@@ -145,7 +145,7 @@ _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
 #: ice; open water has its own model.
 MODES = np.stack(
-    [0.0 * _LAND if m in _OPEN_WATER else 0.22 * _FROZEN if m in _ON_ICE else 0.32 * _LAND for m in Material]
+    [0.0 * _LAND if m in _OPEN_WATER else 0.18 * _FROZEN if m in _ON_ICE else 0.27 * _LAND for m in Material]
 ).astype(np.float32)
 
 #: Absorption of pure water (1/m) at the band centres: Pope and Fry 1997 to 704 nm, Kou et al. 1993 beyond.
