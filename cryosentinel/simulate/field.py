@@ -34,7 +34,7 @@ def render_year(ground: Ground, window: Window, year: int) -> tuple[dict[str, np
         The layers, and (H, W) uint16: 0, or 1 + the number in ``ground.lakes`` of the body that a pixel shows.
     """
     shape = (window.height, window.width)
-    layers = {
+    layers: dict[str, np.ndarray] = {
         "s2": np.empty((12, *shape), np.uint16),
         "s1": np.empty((2, *shape), np.float32),
         "dem": elevation_model(ground)[window.within(ground.outer)][None].copy(),

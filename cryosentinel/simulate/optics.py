@@ -116,10 +116,10 @@ def _standing_water(ground: Ground, cover: Cover, year: int) -> tuple[np.ndarray
     plume = gradient_noise(g.outer.rows, g.outer.cols, 45, key(g.seed, g.epsg, "plume", year)).ravel()[at]
     values = np.array([[b.flour, b.dissolved, b.algae, b.brown] for b in g.lakes] or np.zeros((0, 4)))
     glint = np.zeros(len(values))
-    for number, body in enumerate(g.lakes):
+    for n, body in enumerate(g.lakes):
         draw = Draw("water", body.lake_id, year)
-        values[number, 0] *= np.exp(0.35 * draw.normal())
-        glint[number] = 0.013 * np.exp(0.6 * draw.normal())  # skylight and sun glint, which no correction removes
+        values[n, 0] *= np.exp(0.35 * draw.normal())
+        glint[n] = 0.013 * np.exp(0.6 * draw.normal())  # skylight and sun glint, which no correction removes
     number = cover.body.ravel()[at].astype(int) - 1
     flour, dissolved, algae, brown = values[number].T
     water = water_reflectance(flour * np.exp(0.15 * plume), dissolved, algae, brown, cover.depth.ravel()[at])

@@ -172,7 +172,8 @@ def real_chips(folder: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np
             return source.read()
 
     optical = sorted(Path(folder).glob("S2L2A/*.tif"))
-    return {p.stem: (read(p), *(read(p.parents[1] / m / p.name) for m in ("S1RTC", "DEM"))) for p in optical}
+    folders = [(p, p.parents[1]) for p in optical]
+    return {p.stem: (read(p), read(at / "S1RTC" / p.name), read(at / "DEM" / p.name)[0]) for p, at in folders}
 
 
 def radar_agreement(s1: np.ndarray) -> float:
@@ -261,12 +262,16 @@ def label_sanity(contents: pd.DataFrame) -> dict[str, float]:
 
 
 def guards(
-    root: str | os.PathLike[str], lakes: pd.DataFrame, enriched: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str],
+    found: pd.DataFrame,
+    lakes: pd.DataFrame,
+    enriched: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Every measure that has a limit, with its limit and whether it is met.
 
     Args:
         root: the dataset.
+        found: its :func:`contents`.
         lakes: of :func:`lake_table`, for the same world.
         enriched: a dataset of the preset "reservoirs", for the two questions that need other standing water; without
             it they are left out.
@@ -274,7 +279,6 @@ def guards(
     Returns:
         One row a guard of :data:`LIMITS`: guard, value, low, high, within, why.
     """
-    found = contents(root)
     water = lakes[lakes["area_ha"] > 0]
     other = ~water["glacial"]
     spectra = [chip.s2[:, chip.valid] for chip, _ in chips_with_truth(root, every=5)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def write_truth_shard(path: str | os.PathLike[str], truths: dict[str, Truth]) ->
         pq.write_table(pa.table(columns, schema=SCHEMA), part, row_group_size=16, compression="zstd")
 
 
-class TruthStore:
+class TruthStore(Mapping[str, Truth]):
     """The truth of a simulated dataset: ``TruthStore(root)[chip_id] -> Truth``.
 
     Opens the folder ``<root>-truth`` beside the dataset. Chip ids are indexed at once, arrays are read when asked for
@@ -121,7 +121,7 @@ class TruthStore:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
-    def __contains__(self, chip_id: str) -> bool:
+    def __contains__(self, chip_id: object) -> bool:
         return chip_id in self._where
 
     def __getitem__(self, chip_id: str) -> Truth:

@@ -22,6 +22,7 @@ grow, ponds on the ice come and go, others hardly change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -328,7 +329,7 @@ def _wall(z: np.ndarray, rows: np.ndarray, cols: np.ndarray, radius: float) -> n
     return (down > 0) & (down <= 2)
 
 
-def _optics(place: tuple[float, float, float, float], draw: Draw) -> dict[str, float]:
+def _optics(place: Sequence[float], draw: Draw) -> dict[str, float]:
     """What a body's water holds, whatever its kind: from clear to milky, around what is usual at the place."""
     flour, dissolved, algae, brown = place
     return {
