@@ -205,7 +205,7 @@ def test_quick_has_blocks_regions_and_years_enough():
     }
     kinds = np.array([place.kind for place in places])
     assert 0.02 < np.mean(split == "buffer") < 0.12
-    assert 0.22 < np.mean(kinds == "background") < 0.38
+    assert 0.08 < np.mean(kinds == "background") < 0.25
     # Chips of one place are half a chip apart; places do not share a block.
     assert len({(place.epsg, place.chips) for place in places}) * config.windows == len(places)
     assert len({block for block, kind in zip(blocks, kinds, strict=True) if kind == "lake"}) == sum(
@@ -240,9 +240,9 @@ def test_gross_label_errors_are_as_rare_as_stated_and_as_gross(square_lake):
 
 
 def test_any_number_of_chips():
-    for chips in (100, 1000):
+    for chips in (60, 300):
         config = PRESETS["quick"].scaled(chips)
         made = sum(len(place.years) for place in draw_places(config)) * config.windows
-        assert made == pytest.approx(chips, rel=0.2)
+        assert made == pytest.approx(chips, rel=0.25)
     with pytest.raises(ConfigError, match="at least one"):
         PRESETS["quick"].scaled(0)

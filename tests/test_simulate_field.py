@@ -140,7 +140,7 @@ def test_lakes_are_connected_nested_and_inside_their_cells(lakes):
     from scipy.ndimage import label
 
     assert len(lakes) > 30
-    assert {lake.kind for lake in lakes} >= {"proglacial", "cirque", "reservoir", "pond"}
+    assert {lake.kind for lake in lakes} >= {"proglacial", "cirque", "flat"}
     assert len({lake.lake_id for lake in lakes}) == len(lakes)
     for lake in lakes:
         early, late = lake.mask(2017.67), lake.mask(2023.67)
@@ -203,6 +203,20 @@ def test_no_sensor_tells_the_kind_of_water(lakes):
     for name in ("s2", "s1", "dem"):
         np.testing.assert_array_equal(as_lake[name], as_pond[name])
     assert as_lake["truth"][body > 0].any() and (as_lake["truth"] != as_pond["truth"]).any()
+
+
+def test_ice_covers_water_of_any_kind(lakes):
+    lake = replace(max(lakes, key=lambda one: one.area_ha if one.glacial else 0), frozen=2.0)
+    window = Window(lake.row - 20, lake.col - 20, 40, 40)
+    ground = make_ground(SEED, EPSG, window)
+    at = next(n for n, one in enumerate(ground.lakes) if one.lake_id == lake.lake_id)
+    for kind in ("cirque", "pond"):
+        ground.lakes[at] = replace(lake, kind=kind)
+        layers, body = render_year(ground, window, 2022)
+        frozen = layers["material"] == Material.FROZEN_LAKE
+        assert (body[frozen] == at + 1).any() and (
+            layers["truth"][frozen & (body == at + 1)] == (kind == "cirque")
+        ).all()
 
 
 def test_water_is_clear_or_milky_shallow_or_deep():

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from cryosentinel.errors import InputError
-from cryosentinel.paths import STATISTICS_FILE
 from cryosentinel.sensors import PUBLISHED_STATISTICS, REGIONS, Statistics
 from cryosentinel.simulate import PRESETS, SimulationConfig, difficulty, realism_plots, simulate
 from cryosentinel.simulate import realism as r
@@ -92,7 +91,7 @@ def test_radar_agreement_of_copies_and_of_strangers():
 
 def test_sample_resembles_the_published_chips(sample):
     # A few chips scatter more than a dataset: the stated range, widened. The slow test holds it as stated.
-    table = r.compare_statistics(Statistics.read(sample / STATISTICS_FILE))
+    table = r.compare_statistics(r.kept_statistics(sample))
     assert (table.offset.abs() < 0.85).all(), table
     assert table.ratio.between(0.45, 1.7).all(), table
     found = r.contents(sample)
@@ -135,7 +134,7 @@ def test_lakes_resemble_the_inventory(sample):
 
 def test_guards_of_a_small_sample(sample):
     lakes = r.lake_table(SAMPLE)
-    table = r.guards(sample, lakes).set_index("guard")
+    table = r.guards(sample, r.contents(sample), lakes).set_index("guard")
     assert set(table.index) == set(r.LIMITS) - {"colour_auc", "context_auc"}
     for name, row in table.iterrows():
         low, high, _ = r.LIMITS[name]
@@ -212,15 +211,16 @@ def test_presets_meet_every_guard(tmp_path):
     root = simulate(tmp_path / "quick", config, workers=2, progress=False)
     enriched = simulate(tmp_path / "reservoirs", PRESETS["reservoirs"], workers=2, progress=False)
     lakes = r.lake_table(config)
-    table = r.guards(root, lakes, enriched)
+    found = r.contents(root)
+    table = r.guards(root, found, lakes, enriched)
     assert len(table) == len(r.LIMITS) and table.within.all(), table
-    statistics = r.compare_statistics(Statistics.read(root / STATISTICS_FILE))
+    statistics = r.compare_statistics(r.kept_statistics(root))
     assert statistics.within.all(), statistics
     traces = difficulty.shortcut_aucs(root).set_index("modality")
     assert (traces.auc[["S2L2A", "S1GRD", "DEM"]] <= difficulty.SHORTCUT_AUC).all(), traces
     gap = difficulty.place_gap(root)
     assert gap["iou_places"] < gap["iou_pixels"]
-    shares = r.label_sanity(r.contents(root))
+    shares = r.label_sanity(found)
     assert shares["kept"] < 0.45 and shares["iou_below_0.05"] > shares["iou_0.05_to_0.20"] - 0.05
     other = r.lake_table(replace(PRESETS["standard"], places={"train": 40, "val": 10, "test": 20}))
     assert (~other.glacial).mean() <= difficulty.OTHER_WATER

@@ -2,7 +2,8 @@
 
 Sentinel-2 is delivered in granules of 109.8 km; within one, everything here is constant, between two it differs, as do
 the passes of Sentinel-1. Assumed: dates around late August, 10:45 local time, either look direction with equal chance,
-fresh snow in two scenes of five.
+fresh snow in nine scenes of twenty (which
+makes the sanity filter drop about as many chips for too little overlap as for a little more).
 What the atmospheric correction leaves is a haze that grows towards blue, an offset of 0.002 to 0.005 and a gain of
 3 %, the order of Sen2Cor's uncertainty (Doxani et al. 2018, Remote Sensing 10: 0.005 + 5 %).
 """
@@ -68,7 +69,7 @@ def acquisition(seed: int, epsg: int, granule_row: int, granule_col: int, year: 
         float(np.degrees(elevation)),
         draw.uniform(76, 81) if draw.uniform() < 0.5 else draw.uniform(279, 284),
         draw.uniform(33, 43),
-        90 * draw.normal() - (draw.uniform(150, 700) if draw.uniform() < 0.4 else 0.0),
+        90 * draw.normal() - (draw.uniform(150, 750) if draw.uniform() < 0.45 else 0.0),
         float(np.exp(0.4 * draw.normal())),
         (0.004 * draw.normal() * blue + 0.002 * draw.normal()).astype(np.float32),
         (1 + 0.02 * draw.normal() + 0.015 * draw.normal() * slow).astype(np.float32),

@@ -130,8 +130,11 @@ def make_ground(seed: int, epsg: int, window: Window) -> Ground:
     around = Window(first[0] * POST_PX, first[1] * POST_PX, len(post_rows) * POST_PX, len(post_cols) * POST_PX)
     lakes = lakes_in(seed, epsg, around.row, around.col, around.height, around.width)
     z += rough
-    for lake in lakes:
+    # The banks of all first, then the water of each: a neighbour's bank does not rise out of a lake.
+    for lake, water_only in [*((one, False) for one in lakes), *((one, True) for one in lakes if one.kind != "flat")]:
         weight, target = lake.ground
+        if water_only:
+            weight = np.where(weight == 1, weight, np.float32(0))
         here, there = overlap(lake, outer.row, outer.col, outer.height, outer.width)
         if here[0].start < here[0].stop and here[1].start < here[1].stop:
             z[here] += weight[there] * (target[there] - z[here])
