@@ -7,7 +7,7 @@ were argued from sources and from real chips before a network was trained on the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -172,23 +172,7 @@ def relief_difficulty(root: str | os.PathLike[str], per_class: int = 120) -> dic
     Returns:
         auc and iou (at the best threshold).
     """
-    x, y, weight, groups = [], [], [], []
-    for chip, truth, at, stands_for in _sample_weighted(root, per_class):
-        x.append(dem_shape(clean(chip.s2, chip.s1, chip.dem)[2][0]).reshape(-1, chip.mask.size)[:, at].T)
-        y.append(truth.lake.ravel()[at] > 0)
-        weight.append(stands_for)
-        groups += [_block(chip)] * len(at)
-    return _scores(
-        np.concatenate(x), np.concatenate(y), np.concatenate(weight), np.unique(groups, return_inverse=True)[1]
-    )
-
-
-def _scores(x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """Held-out AUC and best-threshold IoU of weighted pixels."""
-    score = _held_out(x, y, groups, weight)
-    order = np.argsort(-score)
-    hit, false = (weight * y)[order].cumsum(), (weight * ~y)[order].cumsum()
-    return {"auc": _weighted_auc(y, score, weight), "iou": float((hit / (hit[-1] + false)).max())}
+    return _scores(*_pixels(root, per_class, lambda s2, s1, dem: dem_shape(dem[0])))
 
 
 def place_gap(root: str | os.PathLike[str], per_class: int = 60) -> dict[str, float]:
@@ -197,36 +181,41 @@ def place_gap(root: str | os.PathLike[str], per_class: int = 60) -> dict[str, fl
     Returns:
         iou_places (held out by place) and iou_pixels (the same pixels, held out at random), at the best threshold.
     """
-    x, y, weight, groups = [], [], [], []
-    for chip, truth, at, stands_for in _sample_weighted(root, per_class):
-        s2, s1, dem = clean(chip.s2, chip.s1, chip.dem)
-        layers = np.concatenate([s2, s1, slope(dem[0])[None], mndwi(s2)[None], ndwi(s2)[None]]).reshape(17, -1)
-        x.append(layers[:, at].T)
-        y.append(truth.lake.ravel()[at] > 0)
-        weight.append(stands_for)
-        groups += [_block(chip)] * len(at)
-    features, lake, stands = np.concatenate(x), np.concatenate(y), np.concatenate(weight)
-    place = np.unique(groups, return_inverse=True)[1]
+
+    def layers(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+        return np.stack([*s2, *s1, slope(dem[0]), mndwi(s2), ndwi(s2)])
+
+    x, lake, weight, block = _pixels(root, per_class, layers)
     mixed = np.random.default_rng(0).integers(0, 3000, len(lake))
     return {
-        "iou_places": _scores(features, lake, stands, place)["iou"],
-        "iou_pixels": _scores(features, lake, stands, mixed)["iou"],
+        "iou_places": _scores(x, lake, weight, block)["iou"],
+        "iou_pixels": _scores(x, lake, weight, mixed)["iou"],
     }
 
 
-def _sample_weighted(
-    root: str | os.PathLike[str], per_class: int
-) -> Iterator[tuple[Chip, Truth, np.ndarray, np.ndarray]]:
-    """Every other chip, flat indices of sampled lake and other pixels, and how many valid pixels each stands for."""
-    rng = np.random.default_rng(0)
-    for chip, truth in chips_with_truth(root, every=2):
-        chosen, weights = [], []
-        for value in (0, 1):
-            at = np.flatnonzero(chip.valid & (truth.lake == value))
-            taken = rng.choice(at, min(per_class, len(at)), replace=False)
-            chosen.append(taken)
-            weights.append(np.full(len(taken), len(at) / max(len(taken), 1)))
-        yield chip, truth, np.concatenate(chosen), np.concatenate(weights)
+def _pixels(
+    root: str | os.PathLike[str], per_class: int, layers: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sampled pixels of every other chip: layers (n, F), lake (n,), how many pixels each stands for, its block."""
+    x, lake, weight, blocks = [], [], [], []
+    for chip, truth, at in _sample(root, per_class, every=2):
+        planes = layers(*clean(chip.s2, chip.s1, chip.dem))
+        x.append(planes.reshape(len(planes), -1)[:, at].T)
+        own = truth.lake.ravel()[at] > 0
+        lake.append(own)
+        drawn = np.maximum(np.bincount(own, minlength=2), 1)
+        stands_for = np.bincount(truth.lake[chip.valid] > 0, minlength=2) / drawn
+        weight.append(stands_for[own.astype(int)])
+        blocks += [_block(chip)] * len(at)
+    return np.concatenate(x), np.concatenate(lake), np.concatenate(weight), np.unique(blocks, return_inverse=True)[1]
+
+
+def _scores(x: np.ndarray, y: np.ndarray, weight: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """Held-out AUC and best-threshold IoU of weighted pixels."""
+    score = _held_out(x, y, groups, weight)
+    order = np.argsort(-score)
+    hit, false = (weight * y)[order].cumsum(), (weight * ~y)[order].cumsum()
+    return {"auc": _weighted_auc(y, score, weight), "iou": float((hit / (hit[-1] + false)).max())}
 
 
 def single_inputs(root: str | os.PathLike[str], split: str | None = None) -> pd.DataFrame:
@@ -278,7 +267,7 @@ def _separation(other: np.ndarray, lake: np.ndarray, edges: np.ndarray) -> dict[
 
 
 def _sample(
-    root: str | os.PathLike[str], per_class: int, split: str | None, from_shore: int = 0
+    root: str | os.PathLike[str], per_class: int, split: str | None = None, from_shore: int = 0, every: int = 1
 ) -> Iterator[tuple[Chip, Truth, np.ndarray]]:
     """Chips with flat indices of up to ``per_class`` lake and other pixels each, two pixels inside the chip.
 
@@ -286,11 +275,12 @@ def _sample(
         root, split: the dataset, and one of its splits or None.
         per_class: pixels a chip and class.
         from_shore: pixels nearer than this to the other class are left out.
+        every: one chip in so many.
     """
     from scipy.ndimage import binary_dilation
 
     generator = np.random.default_rng(0)
-    for chip, truth in chips_with_truth(root, split):
+    for chip, truth in chips_with_truth(root, split, every):
         usable = chip.valid.copy()
         if from_shore:
             water = np.isin(truth.material, WATER)
