@@ -22,7 +22,7 @@ from cryosentinel.simulate.water import Lake, lakes_in, overlap
 
 MISSING, UNDERSIZED, OVERSIZED = 0.03, 0.015, 0.015  # shares of lakes
 SMALL_HA, MISSING_SMALL = 1.0, 0.15  # of lakes below this area more are missed
-FALSE = 0.05  # share of flats that are taken for lakes
+FALSE = 0.04  # share of flats that are taken for lakes
 SHIFTED_M = 15.0  # a shift from which a label counts as shifted
 MIN_AREA_HA = 0.3  # smaller lakes are not in the inventory
 #: Errors from the gravest to the mildest.

@@ -85,7 +85,7 @@ def clouds(ground: Ground, year: int, azimuth: float, elevation: float) -> tuple
     def opacity(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         weather = gradient_noise(rows, cols, 2200, key(ground.seed, ground.epsg, "weather", year))
         shape = fractal(rows, cols, 130, key(ground.seed, ground.epsg, "cloud", year), octaves=5, gain=0.6)
-        return np.clip((shape + 1.1 * weather - 2.75) * np.float32(1.6), 0, 1)
+        return np.clip((shape + 1.1 * weather - 2.5) * np.float32(1.6), 0, 1)
 
     reach = CLOUD_HEIGHT_M / np.tan(np.radians(elevation)) / 10.0
     # A pixel lies in the shadow of the cloud that stands from it towards the sun.
