@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import BenchmarkError
 from cryosentinel.paths import SHARDS
 from cryosentinel.simulate import PRESETS, simulate
 
@@ -31,7 +32,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             for workers in (1, WORKERS)
         ]
         if same[0] != same[1]:
-            raise AssertionError("one and two workers give different chips")
+            raise BenchmarkError("One and two workers give different chips.")
         preset = "tiny" if quick else "quick"
         start = time.perf_counter()
         root = simulate(Path(folder) / "timed", PRESETS[preset], WORKERS, progress=False)

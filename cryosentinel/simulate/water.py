@@ -300,7 +300,6 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         area_at = _flooding(kind, z, rows, cols, area, k)
         one = Draw(seed, epsg, "lake", cell_row, cell_col, number)
         lon, lat = to_lonlat.transform((col + 0.5) * PIXEL_SIZE_M, -(row + 0.5) * PIXEL_SIZE_M)
-        shore = upsample(r.z, int(post_rows[0]), int(post_cols[0]), rows, cols)[area_at <= area]
         lakes.append(
             Lake(
                 lake_id=f"GL{round(lon * 1000):06d}E{round(lat * 1000):05d}N",
@@ -310,7 +309,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
                 row0=int(rows[0]),
                 col0=int(cols[0]),
                 area_at=area_at,
-                level=float(np.percentile(shore, 35)),
+                level=float(np.percentile(z[area_at <= area], 35)),
                 area_ha=area,
                 **_optics(place, one),
                 frozen=float(np.clip((z[half, half] - r.ela[i, j] + 800) / 900, 0, 1)),
