@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,14 @@ from cryosentinel.errors import InputError
 from cryosentinel.indices import ndwi
 from cryosentinel.sensors import SNAPSHOT_YEARS
 from cryosentinel.simulate import Material, render_scene
+from cryosentinel.simulate.acquisition import GRANULE_PX, acquisition, granules
+from cryosentinel.simulate.field import render_year
 from cryosentinel.simulate.ground import Window, make_ground, resample
 from cryosentinel.simulate.kernels import flood_order
 from cryosentinel.simulate.labels import make_labels
+from cryosentinel.simulate.materials import water_reflectance
 from cryosentinel.simulate.noise import Draw, gradient_noise, normal, uniform
+from cryosentinel.simulate.radar import lee
 from cryosentinel.simulate.terrain import POST_PX, upsample
 from cryosentinel.simulate.water import CELL_PX, cell_lakes, lakes_in
 
@@ -134,7 +140,7 @@ def test_lakes_are_connected_nested_and_inside_their_cells(lakes):
     from scipy.ndimage import label
 
     assert len(lakes) > 30
-    assert {lake.kind for lake in lakes} >= {"proglacial", "cirque", "reservoir", "pond"}
+    assert {lake.kind for lake in lakes} >= {"proglacial", "cirque", "flat"}
     assert len({lake.lake_id for lake in lakes}) == len(lakes)
     for lake in lakes:
         early, late = lake.mask(2017.67), lake.mask(2023.67)
@@ -159,7 +165,7 @@ def test_glacial_lakes_grow_and_some_come_or_go(lakes):
 
 
 def test_lakes_are_flat_in_the_elevation_model(lakes):
-    lake = max((lake for lake in lakes if not np.isfinite(lake.appears)), key=lambda lake: lake.area_ha)
+    lake = max((one for one in lakes if one.glacial and not np.isfinite(one.appears)), key=lambda one: one.area_ha)
     ground = make_ground(SEED, EPSG, Window(lake.row - 40, lake.col - 40, 80, 80))
     row, col = lake.row - ground.outer.row, lake.col - ground.outer.col
     around = ground.z[row - 3 : row + 4, col - 3 : col + 4]
@@ -173,6 +179,97 @@ def test_lakes_in_finds_the_same_lakes_from_any_window(lakes):
     wide = lakes_in(SEED, EPSG, lake.row - 300, lake.col - 300, 600, 600)
     assert lake.lake_id in {one.lake_id for one in narrow}
     assert [one.lake_id for one in wide if one in narrow] == [one.lake_id for one in narrow]
+
+
+def test_a_filled_basin_is_flat_and_dry(lakes):
+    basin = max((lake for lake in lakes if lake.kind == "flat"), key=lambda lake: lake.area_ha)
+    assert basin.area(2022.67) == 0 and not basin.glacial
+    window = Window(basin.row - 40, basin.col - 40, 80, 80)
+    ground = make_ground(SEED, EPSG, window)
+    row, col = basin.row - ground.outer.row, basin.col - ground.outer.col
+    assert ground.steep[row - 3 : row + 4, col - 3 : col + 4].max() < 4
+    layers, body = render_year(ground, window, 2022)
+    assert layers["truth"][40, 40] == 0 and body[40, 40] == 0
+    assert layers["material"][40, 40] in (basin.floor, Material.RIVER)
+
+
+def test_no_sensor_tells_the_kind_of_water(lakes):
+    lake = max((one for one in lakes if one.kind in ("cirque", "moraine")), key=lambda one: one.area_ha)
+    window = Window(lake.row - 30, lake.col - 30, 60, 60)
+    ground = make_ground(SEED, EPSG, window)
+    as_lake, body = render_year(ground, window, 2022)
+    ground.lakes[ground.lakes.index(lake)] = replace(lake, kind="pond")
+    as_pond, _ = render_year(ground, window, 2022)
+    for name in ("s2", "s1", "dem"):
+        np.testing.assert_array_equal(as_lake[name], as_pond[name])
+    assert as_lake["truth"][body > 0].any() and (as_lake["truth"] != as_pond["truth"]).any()
+
+
+def test_ice_covers_water_of_any_kind(lakes):
+    lake = replace(max(lakes, key=lambda one: one.area_ha if one.glacial else 0), frozen=2.0)
+    window = Window(lake.row - 20, lake.col - 20, 40, 40)
+    ground = make_ground(SEED, EPSG, window)
+    at = next(n for n, one in enumerate(ground.lakes) if one.lake_id == lake.lake_id)
+    for kind in ("cirque", "pond"):
+        ground.lakes[at] = replace(lake, kind=kind)
+        layers, body = render_year(ground, window, 2022)
+        frozen = layers["material"] == Material.FROZEN_LAKE
+        assert (body[frozen] == at + 1).any() and (
+            layers["truth"][frozen & (body == at + 1)] == (kind == "cirque")
+        ).all()
+
+
+def test_water_is_clear_or_milky_shallow_or_deep():
+    def water(flour: float, depth: float, dissolved: float = 0.08) -> np.ndarray:
+        values = (np.array([v]) for v in (flour, dissolved, 1.0, 1.0, depth))
+        return water_reflectance(*values)[:, 0]
+
+    clear, milky = water(1.0, 30.0), water(150.0, 30.0)
+    assert clear[1] > clear[3] > clear[7] and milky[2] > 4 * clear[2]  # blue over red over infrared
+    assert milky.argmax() in (2, 3) and milky[10] < 0.01  # water absorbs the short-wave infrared whatever it holds
+    assert water(1.0, 0.4)[3] > 2 * clear[3]  # the bottom shows
+    assert water(1.0, 30.0, dissolved=1.0)[0] < 0.6 * clear[0]
+
+
+def test_scenes_differ_by_granule_and_year():
+    scenes = [acquisition(SEED, EPSG, row, 6, year) for row in range(-44, -40) for year in SNAPSHOT_YEARS]
+    for values in (
+        [scene.sun_azimuth for scene in scenes],
+        [scene.date for scene in scenes],
+        [float(scene.offset[0]) for scene in scenes],
+    ):
+        assert len(set(values)) == len(scenes)
+    assert {scene.look_azimuth < 180 for scene in scenes} == {True, False}
+    assert all(45 < scene.sun_elevation < 66 and 120 < scene.sun_azimuth < 165 for scene in scenes)
+    north, south = (
+        np.mean([acquisition(SEED, EPSG, row, 6, year).sun_elevation for year in range(2016, 2030)])
+        for row in (-46, -30)
+    )
+    assert south > north + 5
+
+
+def test_windows_agree_across_a_granule_border():
+    row, col = -43 * GRANULE_PX, 6 * GRANULE_PX + 300
+    ground = make_ground(SEED, EPSG, Window(row - 30, col, 60, 50))
+    assert len(granules(Window(row - 30, col, 60, 50))) == 2
+    whole, _ = render_year(ground, Window(row - 30, col, 60, 50), 2022)
+    for top in (row - 30, row):
+        half = Window(top, col, 30, 50)
+        layers, _ = render_year(make_ground(SEED, EPSG, half), half, 2022)
+        for name, layer in layers.items():
+            cut = whole[name][..., top - row + 30 : top - row + 60, :]
+            np.testing.assert_array_equal(layer, cut, err_msg=name)
+
+
+def test_lee_keeps_edges_and_removes_speckle():
+    power = np.where(np.arange(60) < 30, 0.02, 0.5) * np.ones((60, 1))
+    rng = np.random.default_rng(0)
+    seen = (power * rng.gamma(5.2, 1 / 5.2, power.shape)).astype(np.float32)
+    filtered = lee(seen)
+    inside = (slice(5, -5), slice(5, 22))
+    assert filtered[inside].std() < 0.5 * seen[inside].std()
+    assert filtered[inside].mean() == pytest.approx(0.02, rel=0.05)
+    assert np.median(filtered[:, 31] / filtered[:, 28]) > 5
 
 
 def test_labels_follow_the_inventory_not_the_image(lakes):
@@ -190,7 +287,7 @@ def test_optics_and_radar_see_water():
         lake
         for i in range(6)
         for lake in cell_lakes(SEED, EPSG, int(-TOP / 10) // CELL_PX + i, int(LEFT / 10) // CELL_PX)
-        if lake.kind in ("cirque", "moraine") and lake.area_ha > 15 and lake.turbid < 0.5 and lake.frozen == 0
+        if lake.kind in ("cirque", "moraine") and lake.area_ha > 12 and lake.flour < 60 and lake.frozen < 0.4
     ]
     lake = found[0]
     layers = render_scene(EPSG, (lake.col - 64) * 10.0, -(lake.row - 64) * 10.0, 128, 128, 2022, SEED)

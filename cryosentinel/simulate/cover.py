@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cryosentinel.simulate.acquisition import Acquisition
 from cryosentinel.simulate.ground import Ground
 from cryosentinel.simulate.materials import Material
-from cryosentinel.simulate.noise import Draw, fractal, gradient_noise, key
+from cryosentinel.simulate.noise import fractal, gradient_noise, key
 from cryosentinel.simulate.water import overlap
 
 IMAGE_DATE = 0.67  # late August, the composites' middle, as part of the year
@@ -21,18 +22,20 @@ class Cover:
     Attributes:
         material: (H, W) uint8, codes of :class:`Material`.
         lake: (H, W) uint8, 1 = glacial lake at the image's date (frozen ones too).
-        turbid: (H, W) float32, suspended sediment of open standing water, 0 to 1.
+        body: (H, W) uint16, 0 or 1 + the number in ``Ground.lakes`` of the standing water (frozen too) of a pixel.
+        depth: (H, W) float32, m, of open standing water, 0 elsewhere.
         water: (H, W) bool, open water of any kind.
     """
 
     material: np.ndarray
     lake: np.ndarray
-    turbid: np.ndarray
+    body: np.ndarray
+    depth: np.ndarray
     water: np.ndarray
 
 
-def make_cover(ground: Ground, year: int) -> Cover:
-    """Materials of a window in late August of ``year``."""
+def make_cover(ground: Ground, year: int, scene: Acquisition) -> Cover:
+    """Materials of a window on the image's date of ``year``."""
     g, rows, cols = ground, ground.outer.rows, ground.outer.cols
 
     def k(*words: object) -> int:
@@ -62,8 +65,7 @@ def make_cover(ground: Ground, year: int) -> Cover:
     river = (thread < 8 + 5 * broad) & (g.steep < 16) & (g.glacier < -0.2)
     m[river] = Material.RIVER
 
-    year_line = 70 * Draw(g.seed, g.epsg, "snowline", year).normal()
-    snow = above - year_line + 130 * patches + 40 * fine - 9 * np.maximum(g.steep - 34, 0)
+    snow = above - scene.snow_line + 130 * patches + 40 * fine - 9 * np.maximum(g.steep - 34, 0)
     m[snow > 450] = Material.WET_SNOW
     ice = g.glacier + 0.05 * fine > 0
     m[ice] = Material.ICE
@@ -73,26 +75,28 @@ def make_cover(ground: Ground, year: int) -> Cover:
     m[(snow > 560) & (g.steep < 52)] = Material.SNOW
 
     lake = np.zeros(m.shape, np.uint8)
-    turbid = np.zeros(m.shape, np.float32)
+    bodies = np.zeros(m.shape, np.uint16)
+    depth = np.zeros(m.shape, np.float32)
     o = g.outer
     # Where patches touch, the later one wins in every window, because lakes come in one order.
-    for body in g.lakes:
+    for number, body in enumerate(g.lakes, start=1):
         here, there = overlap(body, o.row, o.col, o.height, o.width)
-        wet = body.area_at[there] <= body.area(year + IMAGE_DATE)
+        part, flooded_at = m[here], body.area_at[there]
+        if body.kind == "flat":
+            part[(flooded_at <= body.area_ha) & (part != Material.RIVER) & ~ice[here]] = body.floor
+            continue
+        area = body.area(year + IMAGE_DATE)
+        wet = flooded_at <= area
         if not wet.any():
             continue
-        code = Material.LAKE if body.glacial else Material.RESERVOIR
-        part = m[here]
-        part[wet] = code
-        if body.frozen > 0:
-            cold = 0.38 + 0.62 * Draw(g.seed, "frozen", body.lake_id, year).uniform()
-            if body.frozen > cold:
-                # Ice goes first along the shore: it stays on the part that floods at small areas.
-                kept = 0.9 * min(1.0, (body.frozen - cold) / 0.25)
-                frozen = body.area_at[there] <= body.area(year + IMAGE_DATE) * kept
-                part[frozen & wet] = Material.FROZEN_LAKE
+        if body.kind == "reservoir":
+            part[body.dam[there]] = Material.BRIGHT_ROCK  # rock fill and concrete
+        part[wet] = Material.LAKE if body.glacial else Material.RESERVOIR
+        kept = body.ice_share(year)
+        # Ice goes first along the shore: it stays on the part that floods at small areas.
+        part[wet & (flooded_at <= area * kept)] = Material.FROZEN_LAKE
         lake[here][wet] = int(body.glacial)
-        silt = body.turbid + 0.15 * Draw(g.seed, "silt", body.lake_id, year).normal()
-        turbid[here][wet] = np.clip(silt, 0, 1)
+        bodies[here][wet] = number
+        depth[here][wet] = np.maximum(body.deepest * (1 - flooded_at[wet] / np.float32(area)), 0.2)
     water = (m == Material.LAKE) | (m == Material.RESERVOIR) | (m == Material.RIVER)
-    return Cover(m, lake, turbid, water)
+    return Cover(m, lake, bodies, depth, water)

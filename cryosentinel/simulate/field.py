@@ -6,6 +6,7 @@ import numpy as np
 
 from cryosentinel.errors import InputError
 from cryosentinel.sensors import PIXEL_SIZE_M
+from cryosentinel.simulate.acquisition import acquisition, granules
 from cryosentinel.simulate.cover import make_cover
 from cryosentinel.simulate.ground import Ground, Window, elevation_model, make_ground
 from cryosentinel.simulate.labels import make_labels
@@ -26,26 +27,36 @@ def swath_gap(seed: int, epsg: int, window: Window, year: int, sensor: str) -> n
     return position % (period * abs(slant)) < _GAP_PX * abs(slant)
 
 
-def render_year(ground: Ground, window: Window, year: int) -> dict[str, np.ndarray]:
-    """All layers of a window whose ground is made. See :func:`render_scene`."""
-    cover = make_cover(ground, year)
-    optics = make_optics(ground, cover, year)
-    inner = window.within(ground.outer)
-    s2 = optics.s2[(slice(None), *inner)].copy()
-    s1 = make_radar(ground, cover, year)[(slice(None), *inner)].copy()
-    s2[:, swath_gap(ground.seed, ground.epsg, window, year, "s2")] = 0
-    s1[:, swath_gap(ground.seed, ground.epsg, window, year, "s1")] = np.nan
-    label, _, _ = make_labels(ground.seed, ground.epsg, window, year)
-    return {
-        "s2": s2,
-        "s1": s1,
-        "dem": elevation_model(ground)[inner][None].copy(),
-        "mask": label,
-        "truth": cover.lake[inner].copy(),
-        "material": cover.material[inner].copy(),
-        "cloud": optics.cloud[inner].copy(),
-        "terrain_shadow": optics.shadow[inner].copy(),
+def render_year(ground: Ground, window: Window, year: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """All layers of a window whose ground is made (see :func:`render_scene`), and its bodies of standing water.
+
+    Returns:
+        The layers, and (H, W) uint16: 0, or 1 + the number in ``ground.lakes`` of the body that a pixel shows.
+    """
+    shape = (window.height, window.width)
+    layers: dict[str, np.ndarray] = {
+        "s2": np.empty((12, *shape), np.uint16),
+        "s1": np.empty((2, *shape), np.float32),
+        "dem": elevation_model(ground)[window.within(ground.outer)][None].copy(),
+        "mask": make_labels(ground.seed, ground.epsg, window, year)[0],
+        **{name: np.empty(shape, np.uint8) for name in ("truth", "material", "cloud", "terrain_shadow")},
     }
+    body = np.empty(shape, np.uint16)
+    for row, col, part in granules(window):  # hardly ever more than one
+        scene = acquisition(ground.seed, ground.epsg, row, col, year)
+        cover = make_cover(ground, year, scene)
+        optics = make_optics(ground, cover, year, scene)
+        s1 = make_radar(ground, cover, year, scene)
+        here, there = part.within(window), part.within(ground.outer)
+        for name, layer in (
+            ("s2", optics.s2), ("s1", s1), ("truth", cover.lake), ("material", cover.material),
+            ("cloud", optics.cloud), ("terrain_shadow", optics.shadow),
+        ):  # fmt: skip
+            layers[name][(..., *here)] = layer[(..., *there)]
+        body[here] = cover.body[there]
+    layers["s2"][:, swath_gap(ground.seed, ground.epsg, window, year, "s2")] = 0
+    layers["s1"][:, swath_gap(ground.seed, ground.epsg, window, year, "s1")] = np.nan
+    return layers, body
 
 
 def pixel_window(left: float, top: float, width: int, height: int) -> Window:
@@ -86,4 +97,4 @@ def render_scene(
     if not 32601 <= epsg <= 32660:
         raise InputError(f"EPSG:{epsg} is not a northern UTM zone; give 32601 to 32660.")
     window = pixel_window(left, top, width, height)
-    return render_year(make_ground(seed, epsg, window), window, year)
+    return render_year(make_ground(seed, epsg, window), window, year)[0]

@@ -128,3 +128,37 @@ def furrows(
             wave[r, c] = cosine / weights
             wave_d[r, c] = sine / weights
     return wave, wave_d
+
+
+@njit(cache=True)
+def modal_colour(
+    material: np.ndarray,
+    texture: np.ndarray,
+    texture_std: np.ndarray,
+    fields: np.ndarray,
+    modes: np.ndarray,
+    spectra: np.ndarray,
+) -> np.ndarray:
+    """Reflectance of the ground: each material's spectrum, brighter or darker by its texture, changed by the modes.
+
+    Args:
+        material: (H, W) codes; texture: (H, W) standardised; texture_std: of ln reflectance, one a material.
+        fields: (modes, H, W), how much of each mode there is.
+        modes: (materials, modes, bands), change of ln reflectance for one unit.
+        spectra: (materials, bands).
+
+    Returns:
+        (bands, H, W) float32.
+    """
+    bands = spectra.shape[1]
+    out = np.empty((bands, *material.shape), np.float32)
+    for r in range(material.shape[0]):
+        for c in range(material.shape[1]):
+            m = material[r, c]
+            level = texture[r, c] * texture_std[m]
+            for b in range(bands):
+                change = level
+                for n in range(len(fields)):
+                    change += fields[n, r, c] * modes[m, n, b]
+                out[b, r, c] = spectra[m, b] * np.exp(change)
+    return out

@@ -112,10 +112,14 @@ def _place(
     easting, northing = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
     row, col = int(-northing // PIXEL_SIZE_M), int(easting // PIXEL_SIZE_M)
     if kind != "background":
-        lakes = [lake for lake in cell_lakes(config.seed, epsg, row // CELL_PX, col // CELL_PX) if lake.glacial]
-        if not lakes:
+        bodies = cell_lakes(config.seed, epsg, row // CELL_PX, col // CELL_PX)
+        if config.around == "lakes":
+            bodies = tuple(body for body in bodies if body.glacial)
+        else:
+            bodies = tuple(body for body in bodies if body.kind in ("reservoir", "pond"))
+        if not bodies:
             return None
-        lake = lakes[int(draw.uniform(0, len(lakes)))]
+        lake = bodies[int(draw.uniform(0, len(bodies)))]
         row, col = lake.row, lake.col
     # The lake lies anywhere in the middle half of the first chip, on the grid of the published chips.
     reach = CHIP_SIZE // 4
@@ -211,9 +215,10 @@ def draw_places(config: SimulationConfig, pool: Executor | None = None) -> list[
             more, left, _ = _draw_region(config, region, left, looked)
             places += more
     if left:
+        short = Counter(f"{kind} in {split}" for split, kind, _ in left)
         raise ConfigError(
-            f"The regions {', '.join(regions)} hold too few blocks: {len(left)} places were not found; lower places or "
-            "add regions."
+            f"The regions {', '.join(regions)} hold too few blocks for places around {config.around}: "
+            f"{', '.join(f'{n} {what}' for what, n in short.items())} not placed; lower places or add regions."
         )
     order = {region: n for n, region in enumerate(config.regions)}
     return sorted(places, key=lambda place: order[place.region])

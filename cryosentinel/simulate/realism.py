@@ -1,71 +1,47 @@
 """How close the simulated data come to the published and the real ones: measured, not claimed.
 
-:mod:`.difficulty` measures how hard they are and :mod:`.figures` draws both; their functions are imported here, so that
-one module serves the notebook.
+:mod:`.difficulty` measures how hard they are, :mod:`.realism_plots` draws both, and :func:`guards` holds every measure
+against its limit. Limits are argued from sources and from real chips, never from how a network fares.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cryosentinel.data import sanity
 from cryosentinel.data.split import assign_splits
 from cryosentinel.data.stats import RunningStatistics
 from cryosentinel.errors import InputError
 from cryosentinel.geo import place_id
+from cryosentinel.indices import slope
 from cryosentinel.sensors import MODALITIES, PIXEL_SIZE_M, PUBLISHED_STATISTICS, Statistics
+from cryosentinel.simulate import difficulty
 from cryosentinel.simulate.cover import IMAGE_DATE
-from cryosentinel.simulate.difficulty import (
-    ELEVATION_AUC,
-    MNDWI_BAND,
-    SHORTCUT_AUC,
-    elevation_auc,
-    index_difficulty,
-    shortcut_aucs,
-    single_inputs,
-)
 from cryosentinel.simulate.materials import Material
 from cryosentinel.simulate.places import draw_places
-from cryosentinel.simulate.realism_plots import (
-    draw_chips,
-    draw_lake_sizes,
-    draw_single_inputs,
-    draw_slopes,
-    draw_statistics,
-)
 from cryosentinel.simulate.truth import chips_with_truth
 from cryosentinel.simulate.water import CELL_PX, cell_lakes
 
 if TYPE_CHECKING:
     from cryosentinel.simulate.presets import SimulationConfig
 
-__all__ = [
-    "ELEVATION_AUC",
-    "MNDWI_BAND",
-    "SHORTCUT_AUC",
-    "chips_with_truth",
-    "compare_statistics",
-    "contents",
-    "dataset_statistics",
-    "draw_chips",
-    "draw_lake_sizes",
-    "draw_single_inputs",
-    "draw_slopes",
-    "draw_statistics",
-    "elevation_auc",
-    "index_difficulty",
-    "lake_table",
-    "real_lake_areas",
-    "real_slopes",
-    "shortcut_aucs",
-    "simulated_slopes",
-    "single_inputs",
-    "size_distance",
-]
-
+#: guard -> (lowest, highest, why). None: no limit on that side.
+LIMITS: dict[str, tuple[float | None, float | None, str]] = {
+    "colour_auc": (None, difficulty.COLOUR_AUC, "one water for all standing water"),
+    "context_auc": (difficulty.CONTEXT_AUC, None, "ice, position, dam and relief answer the question"),
+    "colours_beyond_three": (difficulty.SPECTRAL_VARIANCE, None, "real chips: 0.11"),
+    "relief_auc": (None, difficulty.RELIEF_AUC, "the elevation model alone must not give lakes away"),
+    "flat_ground": (0.07, 0.30, "below 4 degrees at 90 m: Baltoro 0.09, around Icelandic lakes 0.6"),
+    "other_water_number": (None, difficulty.OTHER_WATER, "some 1,800 hydropower projects on 32,000 lakes"),
+    "other_water_area": (None, difficulty.OTHER_WATER, "as by number"),
+    "empty_labels": (0.12, 0.24, "published test: 37 of 210 chips"),
+    "vv_vh_correlation": (0.67, 0.91, "real chips at 90 m"),
+}
 MEAN_TOLERANCE = 0.5  # published standard deviations
 STD_RATIO = (0.7, 1.4)
 
@@ -89,11 +65,13 @@ def compare_statistics(simulated: Statistics, published: Statistics = PUBLISHED_
     return pd.DataFrame(rows, columns=columns)
 
 
-def dataset_statistics(root: str | os.PathLike[str], split: str | None = None) -> Statistics:
-    """Statistics over the valid pixels of a dataset or one split of it."""
+def kept_statistics(root: str | os.PathLike[str], split: str | None = None) -> Statistics:
+    """Statistics over the valid pixels of the chips that the sanity filter keeps: the published ones are of such."""
     running = RunningStatistics()
     for chip, _ in chips_with_truth(root, split):
-        running.add(chip.s2, chip.s1, chip.dem, chip.valid)
+        ((iou, water),) = sanity.agreement(chip.s2, chip.mask, (sanity.DEFAULT_THRESHOLD,))
+        if not sanity.reasons(np.array([iou]), np.array([water]), np.array([chip.water_frac]))[0]:
+            running.add(chip.s2, chip.s1, chip.dem, chip.valid)
     return running.result()
 
 
@@ -147,6 +125,8 @@ def lake_table(config: SimulationConfig, year: int = 2022) -> pd.DataFrame:
                     continue
                 seen.add((place.epsg, i, j))
                 for lake in cell_lakes(config.seed, place.epsg, i, j):
+                    if lake.kind == "flat":
+                        continue
                     mask, before = lake.mask(year + IMAGE_DATE), lake.mask(2017 + IMAGE_DATE)
                     area = mask.sum() * PIXEL_SIZE_M**2
                     around = perimeter_crofton(np.pad(mask, 1), 4) * PIXEL_SIZE_M if area else np.nan
@@ -183,24 +163,141 @@ def real_lake_areas(path: str | os.PathLike[str]) -> np.ndarray:
     return outlines.to_crs("ESRI:102025").area.to_numpy() / 1e4  # Asia North Albers Equal Area
 
 
+def real_chips(folder: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Real chips in the folders of TerraMesh: name -> Sentinel-2 (12, H, W), Sentinel-1 (2, H, W) in dB, elevation."""
+    import rasterio
+
+    def read(path: Path) -> np.ndarray:
+        with rasterio.open(path) as source:
+            return source.read()
+
+    optical = sorted(Path(folder).glob("S2L2A/*.tif"))
+    folders = [(p, p.parents[1]) for p in optical]
+    return {p.stem: (read(p), read(at / "S1RTC" / p.name), read(at / "DEM" / p.name)[0]) for p, at in folders}
+
+
+def radar_agreement(s1: np.ndarray) -> float:
+    """Correlation of VV and VH (2, H, W) in dB after averaging over 90 m; not a number where a pixel is missing."""
+    n = s1.shape[-1] // 9
+    power = 10 ** (s1[:, : n * 9, : n * 9].astype(np.float64) / 10)
+    means = 10 * np.log10(power.reshape(2, n, 9, n, 9).mean(axis=(2, 4)))
+    return float(np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1])
+
+
 def contents(root: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row a chip: split, lake share of label and truth, shares of materials, cloud, shadow, invalid pixels."""
+    """One row a chip: its split, shares of its pixels, and how label, truth and MNDWI agree.
+
+    Returns:
+        Columns chip_id, region, year, split, label_error; shares label, truth, cloud, terrain_shadow, invalid and one a
+        material; flat (share of the ground that is no lake below 4 degrees at 90 m); radar (see
+        :func:`radar_agreement`); counts of valid pixels both, either (of label and truth), lake_px, standing_px (water
+        of any kind that stands); mndwi_iou, mndwi_water (see :func:`cryosentinel.data.sanity.agreement`).
+    """
     rows = []
     for chip, truth in chips_with_truth(root):
         shares = np.bincount(truth.material.ravel(), minlength=len(Material)) / truth.material.size
+        label, lake = (chip.mask > 0) & chip.valid, (truth.lake > 0) & chip.valid
+        ((iou, water),) = sanity.agreement(chip.s2, chip.mask, (sanity.DEFAULT_THRESHOLD,))
+        n = chip.mask.shape[-1] // 9
+        blocks = [a[: n * 9, : n * 9].reshape(n, 9, n, 9).mean(axis=(1, 3)) for a in (chip.dem[0], truth.lake)]
         rows.append(
             {
                 "chip_id": chip.chip_id,
                 "region": chip.region,
                 "year": chip.snapshot_year,
                 "split": str(assign_splits([chip.lat], [chip.lon])[0]),
+                "label_error": truth.label_error,
                 "label": chip.water_frac,
                 "truth": truth.lake.mean(),
                 "cloud": (truth.cloud == 1).mean(),
                 "terrain_shadow": truth.terrain_shadow.mean(),
                 "invalid": 1 - chip.valid.mean(),
-                "label_error": truth.label_error,
+                "flat": (slope(blocks[0], 90.0)[blocks[1] == 0] < 4).mean(),
+                "radar": radar_agreement(chip.s1),
+                "both": int((label & lake).sum()),
+                "either": int((label | lake).sum()),
+                "lake_px": int(lake.sum()),
+                "standing_px": int(((truth.body > 0) & chip.valid).sum()),
+                "mndwi_iou": iou,
+                "mndwi_water": water,
                 **{m.name.lower(): float(shares[m]) for m in Material},
             }
         )
     return pd.DataFrame(rows)
+
+
+def ceilings(contents: pd.DataFrame) -> dict[str, float]:
+    """What no map can pass: the true map against the labels, and all standing water called lake against the truth.
+
+    Args:
+        contents: of :func:`contents`, or some of its rows.
+
+    Returns:
+        IoU over all valid pixels: truth_against_label, standing_water_against_truth.
+    """
+    total = contents[["both", "either", "lake_px", "standing_px"]].sum()
+    return {
+        "truth_against_label": float(total["both"] / max(total["either"], 1)),
+        "standing_water_against_truth": float(total["lake_px"] / max(total["standing_px"], 1)),
+    }
+
+
+def label_sanity(contents: pd.DataFrame) -> dict[str, float]:
+    """How the sanity filter meets labels as raw as the inventory's: shares of chips (published in one region: 0.28
+    kept, 0.59 dropped by an IoU below 0.05).
+
+    Returns:
+        kept and iou_below_0.05 (of all chips), iou_0.05_to_0.20, high_ratio, unlabelled_water.
+    """
+    iou, labelled = contents["mndwi_iou"].to_numpy(), contents["label"].to_numpy() > 0
+    why = sanity.reasons(iou, contents["mndwi_water"].to_numpy(), contents["label"].to_numpy())
+    low = labelled & (iou < sanity.IOU_STEPS[0])
+    return {
+        "kept": float((why == "").mean()),
+        "iou_below_0.05": float(low.mean()),
+        "iou_0.05_to_0.20": float(((why == sanity.LOW_IOU) & ~low).mean()),
+        "high_ratio": float((why == sanity.HIGH_RATIO).mean()),
+        "unlabelled_water": float((why == sanity.UNLABELLED_WATER).mean()),
+    }
+
+
+def guards(
+    root: str | os.PathLike[str],
+    found: pd.DataFrame,
+    lakes: pd.DataFrame,
+    enriched: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Every measure that has a limit, with its limit and whether it is met.
+
+    Args:
+        root: the dataset.
+        found: its :func:`contents`.
+        lakes: of :func:`lake_table`, for the same world.
+        enriched: a dataset of the preset "reservoirs", for the two questions that need other standing water; without
+            it they are left out.
+
+    Returns:
+        One row a guard of :data:`LIMITS`: guard, value, low, high, within, why.
+    """
+    water = lakes[lakes["area_ha"] > 0]
+    other = ~water["glacial"]
+    spectra = [chip.s2[:, chip.valid] for chip, _ in chips_with_truth(root, every=5)]
+    values = {
+        "colours_beyond_three": difficulty.colour_variance(spectra)["beyond_three"],
+        "relief_auc": difficulty.relief_difficulty(root)["auc"],
+        "flat_ground": found["flat"].mean(),
+        "other_water_number": other.mean(),
+        "other_water_area": water["area_ha"][other].sum() / water["area_ha"].sum(),
+        "empty_labels": (found["label"] == 0).mean(),
+        "vv_vh_correlation": found["radar"].median(),
+    }
+    if enriched is not None:
+        told = difficulty.standing_water_aucs(enriched)
+        values |= {"colour_auc": told["colour"], "context_auc": told["context"]}
+    rows = []
+    for name, (low, high, why) in LIMITS.items():
+        if name in values:
+            value = float(values[name])
+            within = (low is None or value >= low) and (high is None or value <= high)
+            rows.append((name, value, low, high, within, why))
+    return pd.DataFrame(rows, columns=["guard", "value", "low", "high", "within", "why"])

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from cryosentinel.data.chip_plots import hillshade
-from cryosentinel.data.chips import Chip, clean
-from cryosentinel.sensors import S2_BANDS
-from cryosentinel.simulate.truth import Truth
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIMULATED, _REFERENCE = "#1f77b4", "#7f7f7f"
-_WHITE_AT = 3500.0  # digital numbers shown as white
 
 
 def draw_statistics(table: pd.DataFrame) -> Figure:
@@ -101,37 +94,22 @@ def draw_single_inputs(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_chips(chips: Sequence[tuple[Chip, Truth]]) -> Figure:
-    """Chips as a reader can judge them: true colour, infrared, radar, relief, and label against truth.
+def draw_guards(table: pd.DataFrame) -> Figure:
+    """Each guard's value and the range that it is held in.
 
     Args:
-        chips: a few, of one size.
+        table: of :func:`cryosentinel.simulate.realism.guards`.
     """
     import matplotlib.pyplot as plt
 
-    titles = ("true colour", "B11, B08, B03", "Sentinel-1 VV", "elevation", "label (red), truth (cyan)")
-    figure, axes = plt.subplots(
-        len(chips), len(titles), figsize=(2.4 * len(titles), 2.5 * len(chips)), squeeze=False, layout="constrained"
-    )
-    for row, (chip, truth) in zip(axes, chips, strict=True):
-        s2, s1, dem = clean(chip.s2, chip.s1, chip.dem)
-
-        def picture(*names: str, s2: np.ndarray = s2) -> np.ndarray:
-            bands = np.stack([s2[S2_BANDS.index(name)] for name in names], axis=-1)
-            return np.clip(bands / _WHITE_AT, 0, 1) ** 0.8
-
-        colour = picture("B04", "B03", "B02")
-        row[0].imshow(colour)
-        row[1].imshow(picture("B11", "B08", "B03"))
-        row[2].imshow(s1[0], cmap="gray", vmin=-25, vmax=0)
-        row[3].imshow(hillshade(dem[0]), cmap="gray")
-        row[4].imshow(colour)
-        for mask, line in ((chip.mask, "red"), (truth.lake, "cyan")):
-            if mask.any() and not mask.all():
-                row[4].contour(mask, [0.5], colors=line, linewidths=0.8)
-        row[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}", fontsize=8)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
+    figure, axis = plt.subplots(figsize=(7.5, 0.42 * len(table) + 1.1), layout="constrained")
+    y = np.arange(len(table))[::-1]
+    low, high = table["low"].astype(float).fillna(0), table["high"].astype(float).fillna(1)
+    axis.barh(y, high - low, left=low, height=0.5, color="#d9d9d9", label="limits")
+    axis.plot(table["value"], y, "o", color=_SIMULATED, label="simulated")
+    for at, value in zip(y, table["value"], strict=True):
+        axis.annotate(f"{value:.2f}", (value, at), (6, 5), textcoords="offset points", fontsize=8)
+    axis.set_yticks(y, table["guard"].str.replace("_", " "))
+    axis.set(xlim=(0, 1), xlabel="share, correlation or area under the ROC curve")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure

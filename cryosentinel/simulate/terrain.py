@@ -191,17 +191,20 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     def k(name: str) -> int:
         return key(seed, epsg, "relief", name)
 
-    regional = gradient_noise(rows, cols, 2600, k("regional"))
+    regional = gradient_noise(rows, cols, 4200, k("regional"))
     base = c.elevation + 430 * regional
     valleys = fractal(rows, cols, 620, k("valleys"), octaves=3, gain=0.42)
     # U-shaped cross-section: flat floor, steepest at half height, rounding off.
     height = 1 - np.exp(-(valleys * valleys) * np.float32(1 / 0.55**2))
+    # Sediment fills the floors, here a little, there much: outwash plains and terraces are flat across the valley.
+    fill = np.clip(0.11 + 0.10 * gradient_noise(rows, cols, 2100, k("fill")), 0.0, 0.3)
+    filled = fill + np.float32(0.02) * np.logaddexp(0, (height - fill) * np.float32(1 / 0.02)).astype(np.float32)
     # Tributary valleys and cirques hang in the flanks.
     hanging = np.exp(-((fractal(rows, cols, 240, k("tributaries"), octaves=2, gain=0.4) / 0.42) ** 2)) * height
     mask = 0.06 + 0.94 * height
     # The distance to a zero line is a sharp edge: ridges.
     crests = 1 - np.abs(fractal(rows, cols, 260, k("crests"), octaves=3, gain=0.5))
-    large = base + c.relief * (height - 0.42 - 0.24 * hanging) + c.relief * 0.13 * mask * crests
+    large = base + c.relief * (filled - 0.42 - 0.24 * hanging) + c.relief * 0.13 * mask * crests
     ela = c.elevation + c.ela + 30 + 270 * regional
     glacier = _glacier(large, base, c.relief, ela, height, hanging)
     glacier += 0.22 * gradient_noise(rows, cols, 90, k("glacier"))
@@ -219,7 +222,6 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     glacier -= np.maximum(np.hypot(zy, zx) - 0.85, 0) * 2.5
     dy, dx = np.gradient(valleys, POST_M)
     axis = valleys / np.maximum(np.hypot(dy, dx), 2e-4)
-    result = Relief(z, height, axis, ela, glacier, c.green, c.lakes)
     inner = (slice(pad, -pad), slice(pad, -pad))
     result = Relief(z, height, axis, ela, glacier, c.green, c.lakes)
     return result.crop(*inner)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,34 @@ from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 from cryosentinel.paths import SHARDS, truth_folder
 
-LAYERS = ("truth", "material", "cloud", "terrain_shadow")
+LAYERS = ("truth", "material", "cloud", "terrain_shadow", "body")
+BODY = pa.struct([("lake_id", pa.string()), ("kind", pa.string()), ("area_ha", pa.float64()), ("frozen", pa.float64())])
 SCHEMA = pa.schema(
     [
         ("chip_id", pa.string()),
         ("shape", pa.list_(pa.int64())),
         *((f"{layer}_bytes", pa.binary()) for layer in LAYERS),
         ("label_error", pa.string()),
+        ("bodies", pa.list_(BODY)),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Body:
+    """A body of standing water that a chip shows.
+
+    Attributes:
+        lake_id: the same in every chip and year.
+        kind: "proglacial", "moraine", "cirque" or "supraglacial" (glacial lakes), "reservoir" or "pond" (others).
+        area_ha: of the whole body at the image's date, beyond the chip's edge too.
+        frozen: share of it under ice.
+    """
+
+    lake_id: str
+    kind: str
+    area_ha: float
+    frozen: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +56,10 @@ class Truth:
         material: codes of :class:`cryosentinel.simulate.Material`.
         cloud: 0 clear, 1 cloud, 2 cloud shadow.
         terrain_shadow: 1 = in the shadow of the terrain.
-        label_error: the gravest error of the chip's label: "", "shifted", "oversized", "undersized" or "missing".
+        label_error: the gravest error of the chip's label: "", "shifted", "oversized", "undersized", "missing" or
+            "false" (a lake that is none).
+        body: 0, or 1 + the position in ``bodies`` of the standing water that a pixel shows.
+        bodies: standing water in sight.
     """
 
     lake: np.ndarray
@@ -45,6 +67,8 @@ class Truth:
     cloud: np.ndarray
     terrain_shadow: np.ndarray
     label_error: str
+    body: np.ndarray
+    bodies: tuple[Body, ...] = ()
 
 
 def write_truth_shard(path: str | os.PathLike[str], truths: dict[str, Truth]) -> None:
@@ -53,14 +77,16 @@ def write_truth_shard(path: str | os.PathLike[str], truths: dict[str, Truth]) ->
     for chip_id, truth in truths.items():
         columns["chip_id"].append(chip_id)
         columns["shape"].append(list(truth.lake.shape))
-        for layer, array in zip(LAYERS, (truth.lake, truth.material, truth.cloud, truth.terrain_shadow), strict=True):
+        layers = (truth.lake, truth.material, truth.cloud, truth.terrain_shadow, truth.body)
+        for layer, array in zip(LAYERS, layers, strict=True):
             columns[f"{layer}_bytes"].append(np.ascontiguousarray(array, np.uint8).tobytes())
         columns["label_error"].append(truth.label_error)
+        columns["bodies"].append([asdict(body) for body in truth.bodies])
     with replacing(path) as part:
         pq.write_table(pa.table(columns, schema=SCHEMA), part, row_group_size=16, compression="zstd")
 
 
-class TruthStore:
+class TruthStore(Mapping[str, Truth]):
     """The truth of a simulated dataset: ``TruthStore(root)[chip_id] -> Truth``.
 
     Opens the folder ``<root>-truth`` beside the dataset. Chip ids are indexed at once, arrays are read when asked for
@@ -95,7 +121,7 @@ class TruthStore:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
-    def __contains__(self, chip_id: str) -> bool:
+    def __contains__(self, chip_id: object) -> bool:
         return chip_id in self._where
 
     def __getitem__(self, chip_id: str) -> Truth:
@@ -117,7 +143,8 @@ class TruthStore:
             if array.size != height * width:
                 raise InputError(f"The truth of chip {chip_id!r} in {path} is corrupt; simulate the dataset again.")
             arrays["lake" if layer == "truth" else layer] = array.reshape(height, width)
-        return Truth(**arrays, label_error=columns["label_error"][row])
+        bodies = tuple(Body(**body) for body in columns["bodies"][row])
+        return Truth(**arrays, label_error=columns["label_error"][row], bodies=bodies)
 
     def label_errors(self) -> dict[str, str]:
         """Chip id -> label error, of all chips."""

@@ -5,14 +5,24 @@ alone and in any order, and every lake lies inside its cell with the ground it s
 each pixel of its patch holds the lake area (ha) at which water reaches it, so that its outline at any date is one
 comparison, outlines of a growing lake are nested, and each is one connected piece.
 
+Standing water is of one kind for the sensors: sediment, dissolved matter, algae, depth and ice are drawn from one
+distribution for glacial lakes, reservoirs and ponds. What differs is where a body lies (ice, valley floor), its size
+and its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and
+hold no water: an elevation model alone cannot tell them from lakes.
+
+Reservoirs and ponds are 3.7 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
+planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one in four.
+
 Sizes follow the outlines mapped by ICIMOD over the Hindu Kush Himalaya (median 5.2 ha, 5 to 95 % 0.75 to 57 ha: close
 to a log-normal with mean 1.73 and deviation 1.29 of ln ha). Rates of growth are assumed, in the range reported for High
-Mountain Asia (Shugar et al. 2020, Nature Climate Change 10; Zhang et al. 2023, Nature Communications 14): lakes in
-touch with ice grow, others hardly do, few drain or appear.
+Mountain Asia (Shugar et al. 2020, Nature Climate Change 10: half as many lakes more in 28 years, hence about one in
+eight appeared after the elevation model's date; Zhang et al. 2023, Nature Communications 14): lakes in touch with ice
+grow, ponds on the ice come and go, others hardly change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -22,6 +32,7 @@ from scipy import ndimage
 from cryosentinel.indices import slope
 from cryosentinel.sensors import PIXEL_SIZE_M
 from cryosentinel.simulate.kernels import flood_order
+from cryosentinel.simulate.materials import Material
 from cryosentinel.simulate.noise import Draw, gradient_noise, key, uniform
 from cryosentinel.simulate.terrain import POST_M, POST_PX, Relief, relief, upsample
 
@@ -38,10 +49,11 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "cirque": (0.30, 1.70, 1.15),
     "supraglacial": (0.16, 0.45, 0.85),
 }
-_LAKES_A_CELL = 7.0
-_RESERVOIRS_A_CELL = 1.0
-_PONDS_A_CELL = 1.1
+_LAKES_A_CELL = 4.0  # 0.14 a km2; half of the ground near glaciers of High Mountain Asia has far fewer
+_RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.016, 0.022
+_FLATS_A_CELL = 9.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
 _MAX_AREA_HA = 320.0
+_FLOORS = {"0": Material.GRAVEL, "1": Material.SOIL, "2": Material.MEADOW, "3": Material.WET_GROUND}
 _REACH = 2.8  # times its area as drawn that a lake can reach, by growth or by an inventory's mistake
 
 
@@ -51,7 +63,7 @@ class Lake:
 
     Attributes:
         lake_id: longitude and latitude of its deepest point in the manner of GLIMS, unique in the world.
-        kind: one of :data:`GLACIAL`, or "reservoir" or "pond" (water, but no glacial lake).
+        kind: one of :data:`GLACIAL`, "reservoir" or "pond" (water, but no glacial lake), or "flat" (a filled basin).
         row, col: deepest point, absolute pixels.
         row0, col0: first pixel of the patch.
         area_at: (h, w) float32, lake area in ha at which the pixel is flooded; infinity where never.
@@ -60,9 +72,13 @@ class Lake:
         growth: relative change a year.
         appears, drains: dates (years), -infinity and infinity where it always was and stays.
         drained_to: share of the area that stays after it drained.
-        turbid: suspended sediment, 0 clear to 1 milky.
+        flour, dissolved, algae, brown: see :func:`cryosentinel.simulate.materials.water_reflectance`.
+        deepest: greatest depth, m.
         frozen: tendency to keep ice in late summer, 0 to 1.
         moraine: height of the dam around it, m.
+        floor: material of a flat.
+        tilt: slope of a flat towards south and east, m per m.
+        wall: (h, w) bool, where a reservoir's dam can stand.
     """
 
     lake_id: str
@@ -78,18 +94,37 @@ class Lake:
     appears: float
     drains: float
     drained_to: float
-    turbid: float
-    frozen: float
-    moraine: float
+    flour: float = 3.0
+    dissolved: float = 0.1
+    algae: float = 1.0
+    brown: float = 1.0
+    deepest: float = 15.0
+    frozen: float = 0.0
+    moraine: float = 0.0
+    floor: int = 0
+    tilt: tuple[float, float] = (0.0, 0.0)
+    wall: np.ndarray | None = None
 
     @property
     def glacial(self) -> bool:
         """Whether it is a glacial lake."""
         return self.kind in GLACIAL
 
+    @cached_property
+    def dam(self) -> np.ndarray:
+        """(h, w) bool on the patch: the dam of a reservoir, a strip of two pixels along its straight side."""
+        if self.wall is None:
+            return np.zeros(self.area_at.shape, bool)
+        return self.wall & ndimage.binary_dilation(self.area_at <= self.area_ha, iterations=3)
+
+    def ice_share(self, year: int) -> float:
+        """Share of its area under ice in late summer of a year."""
+        cold = 0.38 + 0.62 * Draw("frozen", self.lake_id, year).uniform()
+        return float(np.clip(0.9 * (self.frozen - cold) / 0.25, 0.0, 0.9))
+
     def area(self, date: float) -> float:
         """Lake area in ha at a date (decimal year), 0 when it is not there."""
-        if date < self.appears:
+        if date < self.appears or self.kind == "flat":
             return 0.0
         wobble = 0.02 * np.sin(2.4 * date + self.col)  # years differ by a little, for all alike
         area = self.area_ha * np.exp(self.growth * (min(date, self.drains) - 2020.0) + wobble)
@@ -107,18 +142,29 @@ class Lake:
     def ground(self) -> tuple[np.ndarray, np.ndarray]:
         """How the lake shapes the ground: weight 0..1 and target elevation (m), each (h, w) float32 on the patch.
 
-        Flat inside the outline that the elevation model saw, a bank that rises from it, and the dam around.
+        Flat inside the outline that the elevation model saw, a bank that rises from it on some sides and is a plain on
+        others, and the dam around.
         """
-        water = self.mask(DEM_DATE)
+        water = self.area_at <= self.area_ha if self.kind == "flat" else self.mask(DEM_DATE)
         if not water.any():
             return np.zeros(self.area_at.shape, np.float32), np.zeros(self.area_at.shape, np.float32)
         away = ndimage.distance_transform_edt(~water).astype(np.float32) * np.float32(PIXEL_SIZE_M)
-        reach = float(np.clip(6.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 45.0, 180.0))
+        reach = float(np.clip(16.0 * np.sqrt(self.area_ha * 1e4) ** 0.5, 120.0, 330.0))
         t = np.clip(1 - away / reach, 0, 1)
         weight = t * t * (3 - 2 * t)
-        crest = reach * 0.45
-        bank = 0.10 * away + self.moraine * np.exp(-(((away - crest) / (0.3 * reach)) ** 2)).astype(np.float32)
-        return weight, np.where(water, 0, bank).astype(np.float32) + np.float32(self.level)
+        crest = 40.0 + 0.08 * reach
+        h, w = water.shape
+        rows, cols = np.arange(self.row0, self.row0 + h), np.arange(self.col0, self.col0 + w)
+        # Inflows build plains: the bank rises on part of the shore only.
+        rise = gradient_noise(rows, cols, max(0.35 * h, 12.0), key("bank", self.lake_id))
+        bank = np.clip(0.14 * rise, 0.0, 0.3) * away + self.moraine * np.exp(
+            -(((away - crest) / (0.6 * crest)) ** 2)
+        ).astype(np.float32)
+        south, east = self.tilt
+        target = (
+            np.where(water, 0, bank) + self.level + (south * (rows - self.row)[:, None] + east * (cols - self.col)) * 10
+        )
+        return weight, target.astype(np.float32)
 
 
 def _candidates(kind: str, r: Relief, z_low: np.ndarray, steep: np.ndarray, ice_near: np.ndarray) -> np.ndarray:
@@ -134,9 +180,7 @@ def _candidates(kind: str, r: Relief, z_low: np.ndarray, steep: np.ndarray, ice_
     if kind == "supraglacial":
         return (r.glacier > 0.15) & (below_ela > 20) & (steep < 12)
     if kind == "reservoir":
-        return (r.glacier < -0.4) & (np.abs(r.axis) < 120) & (steep < 12)
-    if kind == "tarn":
-        return (r.glacier < -0.4) & (below_ela < 900) & (steep < 12) & (np.abs(r.axis) > 350)
+        return (r.glacier < -0.5) & (ice_near > 35) & (np.abs(r.axis) < 150) & (steep < 12)
     return (r.glacier < -0.5) & (ice_near > 20) & (steep < 9) & hollow  # pond
 
 
@@ -151,12 +195,18 @@ def _flooding(kind: str, z: np.ndarray, rows: np.ndarray, cols: np.ndarray, area
     cost += 0.22 * gradient_noise(rows, cols, max(1.1 * radius, 4.0), k)
     cost += 0.07 * gradient_noise(rows, cols, max(0.3 * radius, 2.5), k + 1)
     if kind == "reservoir":
-        # A dam: straight, across the valley, on the downstream side.
-        angle = Draw(k, "dam").uniform(0, 2 * np.pi)
-        cost += 8.0 * ((dy * np.float32(np.sin(angle)) + dx * np.float32(np.cos(angle))) > 0.45 * radius)
+        cost += 8.0 * (_downstream(z, rows, cols, middle) > 0.45 * radius)
     pixel_ha = PIXEL_SIZE_M**2 / 1e4
-    order = flood_order(cost.astype(np.float32), middle, middle, int(_REACH * area / pixel_ha) + 9)
+    reach = 1.0 if kind == "flat" else _REACH
+    order = flood_order(cost.astype(np.float32), middle, middle, int(reach * area / pixel_ha) + 9)
     return np.where(order > 0, order * np.float32(pixel_ha), np.float32(np.inf)).astype(np.float32)
+
+
+def _downstream(z: np.ndarray, rows: np.ndarray, cols: np.ndarray, middle: int) -> np.ndarray:
+    """Distance in pixels down the valley from a patch's middle: a dam is a straight line across it."""
+    fall_row, fall_col = (-float(np.mean(d)) for d in np.gradient(z))
+    norm = max(float(np.hypot(fall_row, fall_col)), 1e-6)
+    return ((rows - rows[middle])[:, None] * fall_row + (cols - cols[middle])[None, :] * fall_col) / norm
 
 
 def _history(kind: str, draw: Draw) -> dict[str, float]:
@@ -168,16 +218,17 @@ def _history(kind: str, draw: Draw) -> dict[str, float]:
         "supraglacial": draw.normal(0.010, 0.050),
         "reservoir": draw.normal(0.0, 0.015),
         "pond": draw.normal(0.0, 0.010),
+        "flat": 0.0,
     }[kind]
     appears, drains = -np.inf, np.inf
     fate = draw.uniform()
-    young = {"supraglacial": 0.12, "proglacial": 0.05}.get(kind, 0.0)
+    young = {"supraglacial": 0.45, "proglacial": 0.13, "moraine": 0.04}.get(kind, 0.0)
     gone = {"supraglacial": 0.10, "moraine": 0.02, "proglacial": 0.02}.get(kind, 0.0)
-    date = draw.uniform(2017.8, 2022.2)
+    date = draw.uniform(0, 1)
     if fate < young:
-        appears = date
+        appears = DEM_DATE + date * 8.7
     elif fate < young + gone:
-        drains = date
+        drains = 2017.8 + date * 4.4
     return {
         "growth": float(np.clip(growth, -0.08, 0.12)),
         "appears": appears,
@@ -209,12 +260,18 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
     for _ in range(draw.poisson(_LAKES_A_CELL * float(r.lakes.mean()))):
         kind = draw.choice({name: size[0] for name, size in _SIZES.items()})
         wanted.append((kind, float(np.exp(draw.normal(*_SIZES[kind][1:])))))
-    for _ in range(draw.poisson(_RESERVOIRS_A_CELL)):
-        wanted.append(("reservoir", float(np.exp(draw.normal(2.7, 0.9)))))
-    for _ in range(draw.poisson(_PONDS_A_CELL)):
-        wanted.append(("pond", float(np.exp(draw.normal(0.6, 0.9)))))
+    lakes_here = _LAKES_A_CELL * float(r.lakes.mean())
+    for _ in range(draw.poisson(_RESERVOIRS_A_LAKE * lakes_here)):
+        wanted.append(("reservoir", float(np.exp(draw.normal(2.3, 0.8)))))
+    for _ in range(draw.poisson(_PONDS_A_LAKE * lakes_here)):
+        wanted.append(("pond", float(np.exp(draw.normal(0.9, 0.9)))))
+    for _ in range(draw.poisson(_FLATS_A_CELL)):
+        wanted.append(("flat", float(np.exp(draw.normal(2.3, 1.1)))))
 
     to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
+    # The same rock feeds the waters of a place.
+    at_px = np.array([post_rows[len(post_rows) // 2] * POST_PX]), np.array([post_cols[len(post_cols) // 2] * POST_PX])
+    place = tuple(float(gradient_noise(*at_px, 1700, key(seed, epsg, "waters", n))[0, 0]) for n in range(4))
     lakes: list[Lake] = []
     taken: np.ndarray = np.zeros(r.z.shape, bool)
     inside = np.zeros(r.z.shape, bool)
@@ -226,8 +283,8 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         margin = half // POST_PX + 2
         inside[:] = False
         inside[_PAD + margin : -_PAD - margin, _PAD + margin : -_PAD - margin] = True
-        # Hydropower also dams tarns above the valleys.
-        where = "tarn" if kind == "reservoir" and draw.uniform() < 0.6 else kind
+        # What fills with sediment lay where lakes lie, or is a plain along the valley.
+        where = draw.choice({"proglacial": 3, "moraine": 3, "cirque": 2, "pond": 2}) if kind == "flat" else kind
         room = inside & ~taken & _candidates(where, r, z_low, steep, ice_near)
         if not room.any():
             continue
@@ -243,7 +300,6 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
         area_at = _flooding(kind, z, rows, cols, area, k)
         one = Draw(seed, epsg, "lake", cell_row, cell_col, number)
         lon, lat = to_lonlat.transform((col + 0.5) * PIXEL_SIZE_M, -(row + 0.5) * PIXEL_SIZE_M)
-        shore = upsample(r.z, int(post_rows[0]), int(post_cols[0]), rows, cols)[area_at <= area]
         lakes.append(
             Lake(
                 lake_id=f"GL{round(lon * 1000):06d}E{round(lat * 1000):05d}N",
@@ -253,23 +309,35 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
                 row0=int(rows[0]),
                 col0=int(cols[0]),
                 area_at=area_at,
-                level=float(np.percentile(shore, 35)),
+                level=float(np.percentile(z[area_at <= area], 35)),
                 area_ha=area,
-                turbid=_turbidity(kind, one),
-                frozen=float(np.clip((z[half, half] - r.ela[i, j] + 800) / 900, 0, 1)) if kind in GLACIAL else 0.0,
-                moraine=one.uniform(4, 18) if kind in ("moraine", "proglacial") else one.uniform(0, 3),
+                **_optics(place, one),
+                frozen=float(np.clip((z[half, half] - r.ela[i, j] + 800) / 900, 0, 1)),
+                moraine=one.uniform(4, 18) if where in ("moraine", "proglacial") else one.uniform(0, 3),
+                floor=int(_FLOORS[one.choice({"0": 5, "1": 2, "2": 2, "3": 1})]) if kind == "flat" else 0,
+                tilt=(0.006 * one.normal(), 0.006 * one.normal()) if kind == "flat" else (0.0, 0.0),
+                wall=_wall(z, rows, cols, radius) if kind == "reservoir" else None,
                 **_history(kind, one),
             )
         )
     return tuple(lakes)
 
 
-def _turbidity(kind: str, draw: Draw) -> float:
-    """Milky where glaciers feed the water, clear in cirques; everything occurs."""
-    mean = {"proglacial": 0.65, "supraglacial": 0.6, "moraine": 0.35, "cirque": 0.15, "reservoir": 0.3, "pond": 0.25}[
-        kind
-    ]
-    return float(np.clip(draw.normal(mean, 0.22), 0.0, 1.0))
+def _wall(z: np.ndarray, rows: np.ndarray, cols: np.ndarray, radius: float) -> np.ndarray:
+    down = _downstream(z, rows, cols, len(rows) // 2) - 0.45 * radius
+    return (down > 0) & (down <= 2)
+
+
+def _optics(place: Sequence[float], draw: Draw) -> dict[str, float]:
+    """What a body's water holds, whatever its kind: from clear to milky, around what is usual at the place."""
+    flour, dissolved, algae, brown = place
+    return {
+        "flour": float(np.exp(np.clip(3.0 + 0.8 * flour + 1.4 * draw.normal(), -1.0, 6.2))),
+        "dissolved": float(np.exp(-2.6 + 0.6 * dissolved + 0.6 * draw.normal())),
+        "algae": float(np.exp(0.2 + 0.5 * algae + 0.7 * draw.normal())),
+        "brown": float(np.exp(0.45 * brown + 0.25 * draw.normal())),
+        "deepest": float(np.exp(2.3 + 0.7 * draw.normal())),
+    }
 
 
 def lakes_in(seed: int, epsg: int, row: int, col: int, height: int, width: int) -> list[Lake]:
