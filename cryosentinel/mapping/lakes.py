@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,17 +38,14 @@ def label_lakes(water: np.ndarray, min_pixels: int = 1) -> tuple[np.ndarray, int
     labels = np.zeros(water.shape, np.int32)
     count = ndimage.label(water == 1, structure=np.ones((3, 3), np.uint8), output=labels)
     if min_pixels > 1 and count:
-        kept = np.bincount(labels.ravel(), minlength=count + 1) >= min_pixels
+        wet = np.flatnonzero(labels)  # a few per cent of a scene: the rest is not looked at again
+        numbers = labels.ravel()[wet]
+        kept = np.bincount(numbers, minlength=count + 1) >= min_pixels
         kept[0] = False
-        numbers = np.cumsum(kept, dtype=np.int32) * kept
-        count = int(numbers.max())
-        for rows in _chunks(labels):  # in place: a scene's labels are its largest array
-            rows[...] = numbers[rows]
+        renumbered = np.cumsum(kept, dtype=np.int32) * kept
+        labels.ravel()[wet] = renumbered[numbers]  # in place: a scene's labels are its largest array
+        count = int(kept.sum())
     return labels, count
-
-
-def _chunks(array: np.ndarray, rows: int = 512) -> Iterator[np.ndarray]:
-    return (array[top : top + rows] for top in range(0, len(array), rows))
 
 
 def outlines(labels: np.ndarray, count: int, transform: Affine) -> np.ndarray:
@@ -74,7 +72,8 @@ def outlines(labels: np.ndarray, count: int, transform: Affine) -> np.ndarray:
         return np.array([], dtype=object)
     # All rings in one call: shapely's own loop is in C.
     lengths = [len(ring) for ring in rings]
-    points = np.array([point for ring in rings for point in ring], dtype=np.float64)
+    flat = itertools.chain.from_iterable(itertools.chain.from_iterable(rings))
+    points = np.fromiter(flat, np.float64, count=2 * sum(lengths)).reshape(-1, 2)
     linear = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths))
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     holes = np.setdiff1d(np.arange(len(rings)), first)
