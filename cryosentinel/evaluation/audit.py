@@ -57,7 +57,7 @@ DIRECTIONS = {"undersized_px": UNDERSIZED, "oversized_px": OVERSIZED, "miss_px":
               "unlabelled_px": UNLABELLED}  # fmt: skip
 LABEL_VERDICTS = (UNDERSIZED, OVERSIZED)
 #: Of the simulator; "shifted" lies within the inventory's accuracy.
-LABEL_ERRORS = ("undersized", "missing", "oversized")
+LABEL_ERRORS = ("undersized", "missing", "oversized", "false")
 CANDIDATE, CONTROL = "candidate", "control"
 #: The card dropped label errors among its seven worst chips.
 CARD_WORST = 7
