@@ -301,7 +301,7 @@ def map(
     flips: Literal[1, 2, 4] = 4,
     overlap: int = 112,
     batch_size: int = 8,
-    gate: bool = True,
+    gate: bool = False,
     gate_rules: Path | None = None,
     s2_offset: int | None = None,
     s1_linear: bool = False,
@@ -332,7 +332,7 @@ def map(
         flips: test-time flips averaged in logit space.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
-        gate: skip windows where no glacial lake can be.
+        gate: skip windows where no glacial lake can be; off by default, because it can lose a new lake on steep ground.
         gate_rules: YAML file of the rules; the package's own by default.
         s2_offset: digital numbers to subtract from Sentinel-2: 1000 for raw L2A of baseline 04.00 and later.
         s1_linear: the radar is linear power rather than dB.

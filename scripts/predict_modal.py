@@ -51,9 +51,7 @@ def map_chips(
     import torch
 
     from cryosentinel.hub import download_dataset
-    from cryosentinel.mapping.gate import Gate
     from cryosentinel.mapping.product import chip_scenes, map_lakes
-    from cryosentinel.mapping.scene import Options
 
     if token:
         os.environ["HF_TOKEN"] = token
@@ -63,7 +61,7 @@ def map_chips(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     statistics = work / "data" / "dataset_stats_v3.json"
     result = map_lakes(
-        scenes, work / "out", ckpt_uri, options=Options(gate=Gate.read()), year=year, model=config, device=device,
+        scenes, work / "out", ckpt_uri, year=year, model=config, device=device,
         statistics=statistics if statistics.is_file() else None,
     )  # fmt: skip
     return {path.name: path.read_bytes() for path in sorted(result.folder.iterdir()) if path.suffix in KEPT}
