@@ -153,6 +153,22 @@ def test_the_offset_of_new_baselines_is_removed(tmp_path):
     assert set(result.index["s2_offset"]) == {1000}
 
 
+def test_a_scale_of_its_own_is_applied_in_the_composite(tmp_path):
+    """Half the digital numbers, twice the scale."""
+    halves = (world.scene()["s2"] // 2).astype(np.uint16)
+    band = {"raster:bands": [{"scale": 0.0002, "offset": 0}]}
+
+    def maker(files):
+        made = world.s2_item(files, s2=halves)
+        for name, asset in made["assets"].items():
+            asset.update({} if name == "SCL" else band)
+        return made
+
+    _, chips = run(tmp_path, maker, world.s1_item, world.dem_item, box=world.box(2))
+    (chip,) = chips
+    assert np.abs(chip.s2.astype(int) - world.cut(chip)["s2"]).max() <= 1
+
+
 def cloudy(where, scl_class=world.CLOUD):
     """The scene under a cloud that fills ``where``."""
     s2 = world.scene()["s2"].copy()

@@ -4,7 +4,7 @@ Roles and directives, all of which fail the build with a sentence where a figure
 
 ``{metric}`NAME [FORMAT] [interval] [n] [data]```  one figure; its tooltip says what it is and where it comes from.
 ``{comparison}``                                   published figures beside those of the study and the standard run.
-``{benchmarks}``                                   the table of benchmarks/results.json.
+``{benchmarks} [PREFIX]``                          the table of benchmarks/results.json, ids that begin so.
 ``{seeds}``                                        mean and spread over the seeds of book/seeds.json.
 ``{standard-run}``                                 which run the standard figures come from, or that there is none.
 """
@@ -236,7 +236,9 @@ class Seeds(SphinxDirective):
 
 
 class Benchmarks(SphinxDirective):
-    """``{benchmarks}``: the table of benchmarks/results.json, or a sentence where none has been run."""
+    """``{benchmarks} [PREFIX]``: the table of benchmarks/results.json, or a sentence where none has been run."""
+
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """One table."""
@@ -247,7 +249,10 @@ class Benchmarks(SphinxDirective):
             paragraph += nodes.Text("No benchmark has been run yet: make bench runs them.")
             return [paragraph]
         rows: list[list[nodes.Node | str]] = []
+        prefix = "".join(self.arguments)
         for result in json.loads(path.read_text(encoding="utf-8")):
+            if not result["id"].startswith(prefix):
+                continue
             peer = "no peer"
             if result["peer"] is not None:
                 peer = f"{_quantity(result['peer'], result['unit'])}, {result['peer_name']}"

@@ -13,7 +13,7 @@ import numpy as np
 from cryosentinel.errors import HubError, InputError
 from cryosentinel.ingest.grid import Box
 from cryosentinel.ingest.reading import BrokenAssetError, read
-from cryosentinel.ingest.search import Catalogue, Item, cloud_cover, grid_epsg, search_box, when
+from cryosentinel.ingest.search import Catalogue, Item, cloud_cover, grid_epsg, open_catalogues, search_box, when
 from cryosentinel.ingest.sentinel1 import in_decibels, product_of
 from cryosentinel.ingest.sentinel2 import stated_conversion
 from cryosentinel.ingest.services import ASSETS, MODALITIES, find_services
@@ -77,7 +77,7 @@ def check(box: Box, year: int, service: str, settings: Settings | None = None, *
     half_x, half_y = (min(DEGREES, side) / 2 for side in (box[2] - box[0], box[3] - box[1]))
     middle = x - half_x, y - half_y, x + half_x, y + half_y
     begun = time.monotonic()
-    catalogues = {name: Catalogue.open(each, name, settings) for name, each in services.items()}
+    catalogues = open_catalogues(services, settings)
     found = search_box(catalogues, middle, year, settings)
     searched = (time.monotonic() - begun) / len(services)
     results = []

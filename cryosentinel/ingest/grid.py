@@ -209,15 +209,22 @@ def make_groups(cells: set[Cell], settings: Settings) -> list[ChipGroup]:
 
     if settings.limit is not None:
         cells = set(sorted(cells)[: settings.limit])
+    side = settings.group
+    corners: dict[int, tuple[int, int]] = {}  # of a zone's chips: counted from there a small region stays whole
+    for cell in cells:
+        i, j = corners.get(cell.epsg, (cell.i, cell.j))
+        corners[cell.epsg] = min(i, cell.i), min(j, cell.j)
     squares: dict[tuple[int, int, int], list[Cell]] = {}
     for cell in sorted(cells):
-        squares.setdefault((cell.epsg, cell.i // settings.group, cell.j // settings.group), []).append(cell)
+        i, j = corners[cell.epsg]
+        squares.setdefault((cell.epsg, (cell.i - i) // side, (cell.j - j) // side), []).append(cell)
     groups: list[tuple[Cell, ...]] = []
-    for (_, a, b), members in sorted(squares.items()):
-        covered = np.zeros((settings.group + SIDE - 1,) * 2, bool)
-        at = [(cell.i - a * settings.group, cell.j - b * settings.group) for cell in members]
-        for i, j in at:
-            covered[i : i + SIDE, j : j + SIDE] = True
+    for (epsg, a, b), members in sorted(squares.items()):
+        covered = np.zeros((side + SIDE - 1,) * 2, bool)
+        i, j = corners[epsg][0] + a * side, corners[epsg][1] + b * side
+        at = [(cell.i - i, cell.j - j) for cell in members]
+        for row, col in at:
+            covered[row : row + SIDE, col : col + SIDE] = True
         label, count = ndimage.label(covered, np.ones((3, 3)))
         parts: list[list[Cell]] = [[] for _ in range(count)]
         for cell, place in zip(members, at, strict=True):

@@ -80,47 +80,6 @@ class Catalogue:
     client: Any
     collections: tuple[str, ...]
 
-    @classmethod
-    def open(cls, service: Service, modality: str, settings: Settings) -> Catalogue:
-        """Connect to a service and see which collections it holds.
-
-        Raises:
-            HubError: it cannot be reached, is no STAC API, or lacks the collections.
-        """
-        from pystac_client import Client
-        from pystac_client.stac_api_io import StacApiIO
-        from urllib3 import Retry
-
-        retry = Retry(
-            total=settings.retries,
-            backoff_factor=0.2,
-            status_forcelist=_RETRIED,
-            allowed_methods=None,
-            raise_on_status=False,
-        )
-        try:
-            client = Client.open(service.url, stac_io=StacApiIO(max_retries=retry, timeout=60))
-        except Exception as error:  # requests, urllib3, json and pystac fail each in their own way
-            raise HubError(
-                f"The STAC service {service.url} cannot be reached ({first_line(error)}); check the address and the "
-                "network."
-            ) from None
-        try:
-            held = sorted(collection.id for collection in client.get_collections())
-        except Exception as error:
-            raise HubError(
-                f"The STAC service {service.url} does not list its collections ({first_line(error)})."
-            ) from None
-        option = settings.collections[modality]
-        wanted = (option,) if option else service.collections[modality]
-        found = tuple(name for name in wanted if name in held)
-        if not found:
-            raise HubError(
-                f"The STAC service {service.url} holds no collection {' or '.join(wanted)}; it has "
-                f"{', '.join(held[:12]) or 'none'}; name one with {modality}_collection."
-            )
-        return cls(service, modality, client, found)
-
     def search(self, box: Box, days: tuple[date, date] | None, cloud: float | None = None) -> list[Item]:
         """Items over a box, of all collections, of a scene that they hold several times only the best version.
 
@@ -147,6 +106,52 @@ class Catalogue:
         if self.modality == "s1":
             refuse_ungridded(found, self.service)
         return newest(found, self.collections) if self.modality == "s2" else found
+
+
+def open_catalogues(services: Mapping[str, Service], settings: Settings) -> dict[str, Catalogue]:
+    """Connect to the services, each once, and see which collections they hold.
+
+    Returns:
+        modality -> catalogue.
+
+    Raises:
+        HubError: a service cannot be reached, is no STAC API, or lacks the collections.
+    """
+    from pystac_client import Client
+    from pystac_client.stac_api_io import StacApiIO
+    from urllib3 import Retry
+
+    retry = Retry(
+        total=settings.retries,
+        backoff_factor=0.2,
+        status_forcelist=_RETRIED,
+        allowed_methods=None,
+        raise_on_status=False,
+    )
+    opened: dict[str, tuple[Any, list[str]]] = {}
+    catalogues = {}
+    for modality, service in services.items():
+        if service.url not in opened:
+            try:
+                client = Client.open(service.url, stac_io=StacApiIO(max_retries=retry, timeout=60))
+                held = sorted(collection.id for collection in client.get_collections())
+            except Exception as error:  # requests, urllib3, json and pystac fail each in their own way
+                raise HubError(
+                    f"The STAC service {service.url} cannot be reached ({first_line(error)}); check the address and "
+                    "the network."
+                ) from None
+            opened[service.url] = client, held
+        client, held = opened[service.url]
+        option = settings.collections[modality]
+        wanted = (option,) if option else service.collections[modality]
+        found = tuple(name for name in wanted if name in held)
+        if not found:
+            raise HubError(
+                f"The STAC service {service.url} holds no collection {' or '.join(wanted)}; it has "
+                f"{', '.join(held[:12]) or 'none'}; name one with {modality}_collection."
+            )
+        catalogues[modality] = Catalogue(service, modality, client, found)
+    return catalogues
 
 
 def _pruned(item: Item, modality: str) -> Item:

@@ -103,7 +103,7 @@ def settle_offset(item: Item, conversion: Conversion | None, numbers: np.ndarray
     Args:
         item: for messages.
         conversion: see :func:`stated_conversion`.
-        numbers: (12, ...) digital numbers.
+        numbers: (12, n) digital numbers.
 
     Returns:
         The offset, and a note where pixels contradict the statement ("" where they do not).
@@ -111,8 +111,7 @@ def settle_offset(item: Item, conversion: Conversion | None, numbers: np.ndarray
     Raises:
         BrokenAssetError: neither says which it is, or they contradict each other and it cannot be settled.
     """
-    step = max(1, numbers[0].size // SAMPLE)
-    state = offset_state(numbers.reshape(len(numbers), -1)[:, ::step])
+    state = offset_state(numbers)
     stated = None if conversion is None else conversion.offset
     if stated is None:
         if state == "unknown":
@@ -291,7 +290,9 @@ def _fill(
         [item], S2_BANDS, geobox[box], service, settings.retries, dtype="uint16", nodata=0, resampling="bilinear"
     )
     conversions = [stated_conversion(item, band) for band in S2_BANDS]
-    offset, note = settle_offset(item, conversions[1], np.stack([found[band] for band in S2_BANDS]))
+    step = max(1, found["B02"].size // SAMPLE)
+    sample = np.stack([found[band].reshape(-1)[::step] for band in S2_BANDS])
+    offset, note = settle_offset(item, conversions[1], sample)
     inner = where[box]
     for n, (band, conversion) in enumerate(zip(S2_BANDS, conversions, strict=True)):
         factor = conversion.factor if conversion else 1.0
