@@ -4,7 +4,7 @@ Both build the same chips from the same stand-in of a service (a STAC API, COGs 
 tests/stac_server.py), each in a process of its own whose caches are empty. The scenes are a simulated one repeated over
 a square, with bands at the resolutions of Sentinel-2; the peer is told which scenes to load, so that only reading is
 compared. A third row holds the bytes against those of the files' blocks that the chips lie on, each once: what no
-reader of whole blocks can go below.
+reader of whole blocks can go below. The last is the peak memory of a process that builds one full group of chips.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the stand-in is no part of the package
 
-IDS: tuple[str, ...] = ("stac_requests", "stac_bytes", "stac_bytes_needed")
+IDS: tuple[str, ...] = ("stac_requests", "stac_bytes", "stac_bytes_needed", "stac_memory")
 
 EPSG, LEFT, TOP, SEED, YEAR = 32643, 1120.0 * 600, 1120.0 * 4280, 7, 2023
 BLOCK = 512  # pixels a side of a COG's blocks, as most services write them
@@ -100,6 +100,30 @@ def peer(stac: str, folder: str) -> None:
             assert all(np.isfinite(data[band].values).all() for band in wanted)
 
 
+def memory(stac: str, folder: str) -> None:
+    """Build every chip of the scenes with one worker, and print the process's peak memory in bytes."""
+    import resource
+
+    from cryosentinel.ingest import ingest
+
+    box = json.loads((Path(folder) / "box.json").read_text(encoding="utf-8"))
+    ingest("full", YEAR, stac, Path(folder) / "full", bbox=box, workers=1, progress=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def measure_memory(strides: int) -> tuple[int, int]:
+    """Peak memory of a full group, bytes, and its chips."""
+    import ingest_world as world
+
+    with tempfile.TemporaryDirectory() as name, world.serve(Path(name) / "files") as files:
+        (Path(name) / "box.json").write_text(json.dumps(world.box(strides)), encoding="utf-8")
+        files.hold(*_scenes(files, strides))
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.stac_requests", "memory", files.stac, name]
+        root = Path(__file__).parents[1]
+        said = subprocess.run(command, check=True, cwd=root, stdout=subprocess.PIPE, text=True).stdout
+        return int(said.split()[-1]), (strides - 1) ** 2
+
+
 def _corners(folder: Path) -> list[tuple[float, float]]:
     """Upper left corner in metres of each chip that was built."""
     import pandas as pd
@@ -158,6 +182,7 @@ def measure(strides: int) -> dict[str, dict[str, float]]:
 def run(quick: bool) -> list[dict[str, Any]]:
     """Both counts; they are the same in every run."""
     results = measure(strides=10 if quick else 36)
+    peak, full = measure_memory(strides=5 if quick else 17)
     mine, other, chips = results["ours"], results["peer"], int(results["ours"]["chips"])
     common = {"peer_name": "odc-stac and GDAL defaults, one load a chip"}
     return [
@@ -191,8 +216,18 @@ def run(quick: bool) -> list[dict[str, Any]]:
             "ratio": mine["needed"] / mine["bytes"],
             "goal": "at most 1.1 times the bytes (0.91)",
         },
+        {
+            "id": "stac_memory",
+            "what": f"peak memory of an ingest whose group holds {full} chips, one worker",
+            "ours": peak / 1e6,
+            "peer": None,
+            "peer_name": "",
+            "unit": "MB",
+            "ratio": None,
+            "goal": "below 1,000 MB",
+        },
     ]
 
 
 if __name__ == "__main__":
-    {"ours": ours, "peer": peer}[sys.argv[1]](*sys.argv[2:])
+    {"ours": ours, "peer": peer, "memory": memory}[sys.argv[1]](*sys.argv[2:])

@@ -104,6 +104,7 @@ def test_planetary_computer_from_check_to_chips(tmp_path, monkeypatch, files):
     world.assert_equal(made)
     searches = [path for method, path, _ in files.log() if path == "/stac/search"]
     assert len(searches) == 2 * 4  # of check and ingest: three modalities, and a second page
+    assert sum(path == "/stac/collections" for _, path, _ in files.log()) == 2  # asked once a run, not once a modality
     assert all("sig=token" in path for _, path, _ in files.log() if path.endswith(".tif") or ".tif?" in path)
 
 
