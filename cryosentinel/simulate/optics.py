@@ -152,7 +152,7 @@ def make_optics(ground: Ground, cover: Cover, year: int, scene: Acquisition) -> 
     modes = np.stack(
         [
             gradient_noise(rows, cols, 1500, k("mode", n))
-            + 1.5 * fractal(rows, cols, 50, k("mode-fine", n), octaves=5, gain=0.95)
+            + 1.7 * fractal(rows, cols, 50, k("mode-fine", n), octaves=5, gain=0.95)
             for n in range(MODES.shape[1])
         ]
     )

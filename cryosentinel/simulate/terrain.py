@@ -197,7 +197,7 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     # U-shaped cross-section: flat floor, steepest at half height, rounding off.
     height = 1 - np.exp(-(valleys * valleys) * np.float32(1 / 0.55**2))
     # Sediment fills the floors, here a little, there much: outwash plains and terraces are flat across the valley.
-    fill = np.clip(0.11 + 0.10 * gradient_noise(rows, cols, 2100, k("fill")), 0.0, 0.3)
+    fill = np.clip(0.135 + 0.10 * gradient_noise(rows, cols, 2100, k("fill")), 0.0, 0.3)
     filled = fill + np.float32(0.02) * np.logaddexp(0, (height - fill) * np.float32(1 / 0.02)).astype(np.float32)
     # Tributary valleys and cirques hang in the flanks.
     hanging = np.exp(-((fractal(rows, cols, 240, k("tributaries"), octaves=2, gain=0.4) / 0.42) ** 2)) * height

@@ -10,8 +10,8 @@ distribution for glacial lakes, reservoirs and ponds. What differs is where a bo
 and its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and
 hold no water: an elevation model alone cannot tell them from lakes.
 
-Reservoirs and ponds are 3.7 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
-planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one in four.
+Reservoirs and ponds are about 3.5 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
+planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one in five.
 
 Sizes follow the outlines mapped by ICIMOD over the Hindu Kush Himalaya (median 5.2 ha, 5 to 95 % 0.75 to 57 ha: close
 to a log-normal with mean 1.73 and deviation 1.29 of ln ha). Rates of growth are assumed, in the range reported for High
@@ -50,8 +50,8 @@ _SIZES: dict[str, tuple[float, float, float]] = {
     "supraglacial": (0.16, 0.45, 0.85),
 }
 _LAKES_A_CELL = 4.0  # 0.14 a km2; half of the ground near glaciers of High Mountain Asia has far fewer
-_RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.016, 0.022
-_FLATS_A_CELL = 9.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
+_RESERVOIRS_A_LAKE, _PONDS_A_LAKE = 0.012, 0.015
+_FLATS_A_CELL = 10.0  # set for a share of flat ground between that of Baltoro and that around Icelandic lakes
 _MAX_AREA_HA = 320.0
 _FLOORS = {"0": Material.GRAVEL, "1": Material.SOIL, "2": Material.MEADOW, "3": Material.WET_GROUND}
 _REACH = 2.8  # times its area as drawn that a lake can reach, by growth or by an inventory's mistake
