@@ -13,8 +13,8 @@ from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.ingest import ingest
 from cryosentinel.ingest.report import mixed_radar
 from cryosentinel.ingest.sentinel1 import displacement, implausible, in_decibels, lee, passes, product_of, to_db
+from cryosentinel.simulate.acquisition import GRANULE_PX, acquisition
 from cryosentinel.simulate.field import render_scene
-from cryosentinel.simulate.radar import look
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
@@ -197,10 +197,17 @@ def test_numbers_that_were_never_calibrated_are_refused(tmp_path):
         run(tmp_path, lambda f: world.s1_item(f, s1=amplitude))
 
 
+def flight(seed):
+    """Direction of flight of the simulated pass over the world's corner; its scenes lie within one granule."""
+    row, column = int(-world.TOP // 10) // GRANULE_PX, int(world.LEFT // 10) // GRANULE_PX
+    scene = acquisition(seed, world.EPSG, row, column, world.YEAR)
+    return "ascending" if scene.look_azimuth < 180 else "descending"
+
+
 def relief(seed, shift=0, side=224):
     """Backscatter, elevation and direction of flight over simulated mountains; the radar displaced by some pixels."""
     layers = render_scene(world.EPSG, world.LEFT, world.TOP, side + 80, side + 80, world.YEAR, seed)
-    direction = "ascending" if look(seed, world.EPSG, world.YEAR) < 180 else "descending"
+    direction = flight(seed)
     here, there = slice(40, 40 + side), slice(40 - shift, 40 - shift + side)
     return layers["s1"][:, here, there], layers["dem"][:, here, here], direction
 
@@ -223,7 +230,7 @@ def test_radar_without_relief_in_it_is_let_through():
 
 def test_a_displaced_pass_gives_way_to_the_next(tmp_path):
     shifted = np.roll(world.scene()["s1"], 40, axis=2)
-    direction = "ascending" if look(world.SEED, world.EPSG, world.YEAR) < 180 else "descending"
+    direction = flight(world.SEED)
     stated = {"sat:orbit_state": direction}
     result, chips = run(
         tmp_path,

@@ -25,7 +25,7 @@ ENOUGH = 0.99  # share of a chip: a pass that shows this much need not be improv
 MEDIAN_DB = (-35.0, 10.0)
 #: Against the relief: cells of 30 m, lags up to 1.2 km, a correlation worth believing, and how much better than the one
 #: in place.
-COARSEN, REACH, CORRELATED, BETTER = 3, 40, 0.35, 2.0
+COARSEN, REACH, CORRELATED, BETTER = 3, 40, 0.35, 1.5
 #: Azimuth of the look (right-looking, orbit inclined by 98 degrees), by the direction of flight.
 LOOK_DEG = {"ascending": 78.0, "descending": 282.0}
 

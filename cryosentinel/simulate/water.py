@@ -10,8 +10,9 @@ distribution for glacial lakes, reservoirs and ponds. What differs is where a bo
 and its dam. Basins that filled with sediment (kind "flat": outwash plains, former lakes) are shaped as lakes are, and
 hold no water: an elevation model alone cannot tell them from lakes.
 
-Reservoirs and ponds are about 3.5 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower projects,
-planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one in five.
+Reservoirs and ponds are about 3.5 % of the standing water everywhere. High Mountain Asia has some 1,800 hydropower
+projects, planned ones included, on some 32,000 lakes; how many of them hold water in a reservoir is assumed: about one
+in five.
 
 Sizes follow the outlines mapped by ICIMOD over the Hindu Kush Himalaya (median 5.2 ha, 5 to 95 % 0.75 to 57 ha: close
 to a log-normal with mean 1.73 and deviation 1.29 of ln ha). Rates of growth are assumed, in the range reported for High
