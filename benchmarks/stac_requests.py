@@ -182,7 +182,7 @@ def measure(strides: int) -> dict[str, dict[str, float]]:
 def run(quick: bool) -> list[dict[str, Any]]:
     """Both counts; they are the same in every run."""
     results = measure(strides=10 if quick else 36)
-    peak, full = measure_memory(strides=5 if quick else 17)
+    peak, full = measure_memory(strides=5 if quick else 25)
     mine, other, chips = results["ours"], results["peer"], int(results["ours"]["chips"])
     common = {"peer_name": "odc-stac and GDAL defaults, one load a chip"}
     return [
@@ -224,7 +224,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             "peer_name": "",
             "unit": "MB",
             "ratio": None,
-            "goal": "below 1,000 MB",
+            "goal": None,
         },
     ]
 

@@ -12,7 +12,6 @@ from cryosentinel.geo import chip_grid, utm_epsg
 from cryosentinel.ingest import Settings, ingest, parse_box
 from cryosentinel.ingest.grid import Cell, all_cells, centres, make_groups, region_box, with_background, zones
 from cryosentinel.ingest.inventory import burn, label_of, lake_cells, nearest_year, outlines_of, read_inventory
-from cryosentinel.ingest.pipeline import _apart
 
 BOX = (77.0, 43.0, 77.2, 43.2)
 LAKE = shapely.box(77.1, 43.1, 77.103, 43.102)
@@ -160,12 +159,6 @@ def test_groups_hold_every_chip_once_and_little_else():
     assert groups[0].needed().mean() == pytest.approx(10 / 15)
     assert groups[0].slices(Cell(32643, 0, 1))[1] == slice(112, 336)
     assert len(make_groups(near | apart, Settings(group=16, limit=2))) == 1
-
-
-def test_neighbouring_groups_are_not_built_side_by_side():
-    groups = make_groups({Cell(32643, 0, 4 * n) for n in range(5)}, Settings(group=1))
-    assert [group.number for group in _apart(groups, 2)] == [0, 3, 1, 4, 2]
-    assert _apart(groups, 9) == _apart(groups, 1) == groups
 
 
 def test_background_chips_are_near_empty_and_always_the_same():

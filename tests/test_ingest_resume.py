@@ -15,8 +15,10 @@ import ingest_world as world
 import numpy as np
 import pytest
 
+from cryosentinel.data.chips import Chip
 from cryosentinel.errors import HubError, InputError
 from cryosentinel.ingest import group, ingest, pipeline, reading, staging
+from cryosentinel.ingest.grid import centres
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 SMALL = replace(world.FAST, group=1)  # a group a chip
@@ -204,49 +206,56 @@ def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
 
 KILLED_AFTER = """
 import os, signal, sys
-from pathlib import Path
 import ingest_world as world
-from cryosentinel.ingest import Settings, ingest, staging
+import test_ingest_resume as here
+from cryosentinel.ingest import pipeline, staging
 put, done = staging.Staging.put, []
 def kill(self, number, result):
     put(self, number, result)
     done.append(number)
-    if len(done) == int(sys.argv[3]):
+    if len(done) == 60:
         os.kill(os.getpid(), signal.SIGKILL)
 staging.Staging.put = kill
-url, folder = sys.argv[1], Path(sys.argv[2])
-ingest("square", world.YEAR, url, folder / "out", bbox=world.box(11), settings=Settings(group=1, retries=1), workers=1)
+pipeline.build_group = here.invented
+here.hundred(*sys.argv[1:])
 """
 
 
-def test_a_hundred_groups_go_on_after_kill_9_without_reading_a_finished_one_again(tmp_path, monkeypatch):
-    side, files = 11 * 112, []
-    s2, s1, dem = (np.full(shape, value, kind) for shape, value, kind in (
-        ((12, side, side), 800, np.uint16), ((2, side, side), -12.0, np.float32), ((1, side, side), 9, np.int16)
-    ))  # fmt: skip
+def invented(task):
+    """A group whose chips cost nothing: what is tested is which groups are built, not what from."""
+    draw = np.random.default_rng(task.group.number)
+    result = group.Result()
+    for cell in task.group.cells:
+        lat, lon = (float(v[0]) for v in centres(cell.epsg, np.array([cell.i]), np.array([cell.j])))
+        name = cell.chip_id(task.region, task.year)
+        result.chips.append(Chip(
+            s2=draw.integers(1, 9000, (12, 16, 16)).astype(np.uint16), mask=np.zeros((16, 16), np.uint8),
+            s1=draw.normal(-12, 3, (2, 16, 16)).astype(np.float32), dem=np.full((1, 16, 16), 9, np.int16) + cell.i % 5,
+            chip_id=name, region=task.region, snapshot_year=task.year, lat=lat, lon=lon,
+        ))  # fmt: skip
+        product = {"s1_product": "RTC", "s1_backscatter": "gamma0"}
+        result.rows.append({"chip_id": name, "status": "kept", "lat": lat, "lon": lon, "water_frac": 0.0, **product})
+    return result
 
-    def local(made):
-        for asset in made["assets"].values():  # on this disk: what is counted is groups, not requests
-            asset["href"] = str(files[0].root / asset["href"].removeprefix(files[0].url + "/"))
-        return made
 
+def hundred(stac, out):
+    settings = world.Settings(group=1, retries=1)
+    return ingest("square", world.YEAR, stac, out, bbox=world.box(11), settings=settings, workers=1, progress=False)
+
+
+def test_a_hundred_groups_go_on_after_kill_9_and_a_finished_one_is_not_built_again(tmp_path, monkeypatch):
+    side, out = 11 * 112, tmp_path / "out"
     with world.serve(tmp_path / "files") as running:
-        files.append(running)
-        running.hold(local(world.s2_item(running, s2=s2)), local(world.s1_item(running, s1=s1)))
-        running.hold(local(world.dem_item(running, dem=dem)))
-        command = [sys.executable, "-W", "ignore", "-c", KILLED_AFTER, running.stac, str(tmp_path), "60"]
+        thin = {"s2": np.full((12, side, side), 800, np.uint16)}
+        running.hold(world.s2_item(running, **thin), world.s1_item(running, s1=np.full((2, side, side), -12.0)))
+        running.hold(world.dem_item(running, dem=np.full((1, side, side), 9)))
+        command = [sys.executable, "-W", "ignore", "-c", KILLED_AFTER, running.stac, str(out)]
         ended = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
         assert ended.returncode == -9, ended.stderr[-2000:]
-        finished = {int(path.stem[-5:]) for path in (tmp_path / "out" / ".ingest").rglob("group_*.json")}
+        finished = {int(path.stem[-5:]) for path in (out / ".ingest").rglob("group_*.json")}
         assert len(finished) == 60
         built = []
-        monkeypatch.setattr(
-            pipeline, "build_group", lambda task: built.append(task.group.number) or group.build_group(task)
-        )
-        settings = world.Settings(group=1, retries=1)
-        result = ingest(
-            "square", world.YEAR, running.stac, tmp_path / "out", bbox=world.box(11), settings=settings, workers=1,
-            progress=False,
-        )  # fmt: skip
+        monkeypatch.setattr(pipeline, "build_group", lambda task: built.append(task.group.number) or invented(task))
+        result = hundred(running.stac, out)
     assert sorted([*finished, *built]) == list(range(100))  # each once
     assert result.chips == 100

@@ -243,7 +243,8 @@ def write_shard(path: str | os.PathLike[str], chips: Iterable[Chip]) -> None:
             array = getattr(chip, name)
             columns[f"{name}_bytes"].append(array.tobytes())
             columns[f"{name}_shape"].append(list(array.shape))
-    table = pa.table(columns, schema=SHARD_SCHEMA)
+    # A column at a time, so that no more than one of them is held twice.
+    table = pa.table([pa.array(columns.pop(each.name), each.type) for each in SHARD_SCHEMA], schema=SHARD_SCHEMA)
     with replacing(path) as part:
         pq.write_table(
             table,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import as_completed as as_threads_complete
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def ingest(
             )
         tasks = (
             Task(group, region, year, services, settings, found[group.number], outlines_of(lakes, group))
-            for group in _apart(todo, workers)
+            for group in todo
         )
         for number, result in _run(tasks, len(todo), scheduler, workers, progress):
             if result.failure:
@@ -162,6 +162,7 @@ def ingest(
             else:
                 with _disk(out):
                     staging.put(number, result)
+            del result  # its arrays, before the next one is waited for
     if failures and not allow_failed:
         raise HubError(
             f"{len(failures)} of {len(groups)} groups of chips could not be read ({failures[0].rstrip('.')}); the "
@@ -169,16 +170,6 @@ def ingest(
         )
     with _disk(out):
         return _assemble(out, staging, groups, settings)
-
-
-def _apart(groups: Sequence[ChipGroup], workers: int) -> list[ChipGroup]:
-    """Groups in an order in which neighbours come one after the other, not side by side in two workers.
-
-    They share blocks of files, and what is read already is found in GDAL's cache.
-    """
-    size = -(-len(groups) // workers)
-    columns = [groups[begin : begin + size] for begin in range(0, len(groups), size)]
-    return [group for row in zip_longest(*columns) for group in row if group is not None]
 
 
 @contextmanager
@@ -277,8 +268,7 @@ def _assemble(out: Path, staging: Staging, groups: Sequence[ChipGroup], settings
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     notes: list[str] = []
-    shards: list[list[int]] = [[]]
-    size = 0
+    chips, size = 0, settings.chips_per_shard
     for group in groups:
         if not staging.done(group.number):
             rows += [
@@ -286,15 +276,10 @@ def _assemble(out: Path, staging: Staging, groups: Sequence[ChipGroup], settings
             ]
             continue
         done = staging.get(group.number)
-        kept = sum(row["status"] == KEPT for row in done["rows"])
-        if size + kept > settings.chips_per_shard and size:
-            shards.append([])
-            size = 0
         for row in done["rows"]:
             if row["status"] == KEPT:
-                row |= {"shard": len(shards) - 1, "row": size}
-                size += 1
-        shards[-1].append(group.number)
+                row |= {"shard": chips // size, "row": chips % size}
+                chips += 1
         rows += done["rows"]
         broken += done["broken"]
         notes += done["notes"]
@@ -308,8 +293,9 @@ def _assemble(out: Path, staging: Staging, groups: Sequence[ChipGroup], settings
             f"None of the {len(index)} planned chips could be built: {reasons}{why}; widen season or limits, or take "
             "another service."
         )
-    for number, members in enumerate(shards):
-        write_shard(shard_path(out, staging.region, staging.year, number), staging.chips(members))
+    stream = staging.chips([group.number for group in groups if staging.done(group.number)])
+    for number in range(-(-chips // size)):
+        write_shard(shard_path(out, staging.region, staging.year, number), islice(stream, size))
     table = write_index(staging.target, index)
     write_statistics(out)
     products = sorted({f"{p} {b}" for p, b in zip(kept_rows["s1_product"], kept_rows["s1_backscatter"], strict=True)})

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,8 +22,8 @@ GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_INGESTED_BYTES_AT_OPEN": 32_768,  # the directory in one request
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",  # a row of blocks in one request
     "GDAL_HTTP_MULTIPLEX": "YES",
-    "CPL_VSIL_CURL_CACHE_SIZE": 128 * 1024 * 1024,  # groups side by side share blocks
-    "GDAL_CACHEMAX": 256,  # MB of decoded blocks
+    "CPL_VSIL_CURL_CACHE_SIZE": 32 * 1024 * 1024,  # directories, for the next group (rows of blocks are not kept)
+    "GDAL_CACHEMAX": 64,  # MB of decoded blocks: they go when a file is closed, after each load
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
     "GDAL_HTTP_TIMEOUT": 120,
     "GDAL_HTTP_RETRY_CODES": "429,500,502,503,504",  # 500 is not among GDAL's own (GDAL 3.10; older ones ignore it)
@@ -119,6 +119,7 @@ def read(
     dtype: str,
     nodata: float,
     resampling: str,
+    take: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Read assets of one or several items side by side on a grid.
 
@@ -133,6 +134,8 @@ def read(
         dtype: of the arrays.
         nodata: where no item has data; also a value to read as no data where a file states none itself.
         resampling: GDAL's name, such as "bilinear".
+        take: called with each asset's name and (H, W) as soon as it is there, from several threads; nothing is returned
+            then.
 
     Returns:
         name -> (H, W).
@@ -197,8 +200,13 @@ def read(
             time.sleep(FIRST_WAIT_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
+    def one(name: str) -> np.ndarray | None:
+        found = patient(name)
+        return found if take is None else take(name, found)
+
     with ThreadPoolExecutor(min(THREADS, len(names))) as threads:
-        return dict(zip(names, threads.map(patient, names), strict=True))
+        done = dict(zip(names, threads.map(one, names), strict=True))
+    return {name: found for name, found in done.items() if found is not None}
 
 
 def _probe(path: str) -> None:

@@ -133,7 +133,7 @@ def reflectance(raw: np.ndarray, factor: float, offset: float) -> np.ndarray:
     """Digital numbers to reflectance x 10,000, uint16: 0 stays 0 (no data), and data does not fall below 1.
 
     Args:
-        raw: (H, W) digital numbers.
+        raw: digital numbers, any shape.
         factor, offset: see :class:`Conversion`.
     """
     if factor == 1.0 and offset == 0.0 and raw.dtype == np.uint16:
@@ -286,15 +286,20 @@ def _fill(
         slice(rows[0] // 6 * 6, min(rows[-1] // 6 * 6 + 6, where.shape[0])),
         slice(cols[0] // 6 * 6, min(cols[-1] // 6 * 6 + 6, where.shape[1])),
     )
-    found = read(
-        [item], S2_BANDS, geobox[box], service, settings.retries, dtype="uint16", nodata=0, resampling="bilinear"
-    )
-    conversions = [stated_conversion(item, band) for band in S2_BANDS]
-    step = max(1, found["B02"].size // SAMPLE)
-    sample = np.stack([found[band].reshape(-1)[::step] for band in S2_BANDS])
-    offset, note = settle_offset(item, conversions[1], sample)
     inner = where[box]
-    for n, (band, conversion) in enumerate(zip(S2_BANDS, conversions, strict=True)):
+    step = max(1, inner.size // SAMPLE)
+    samples = {}
+
+    def put(band: str, numbers: np.ndarray) -> None:
+        samples[band] = numbers.reshape(-1)[::step].copy()
+        s2[S2_BANDS.index(band)][box][inner] = numbers[inner]
+
+    # Digital numbers go to their place band by band, so that no band is held twice; reflectance is made there.
+    options: dict[str, Any] = {"dtype": "uint16", "nodata": 0, "resampling": "bilinear"}
+    read([item], S2_BANDS, geobox[box], service, settings.retries, take=put, **options)
+    conversions = [stated_conversion(item, band) for band in S2_BANDS]
+    offset, note = settle_offset(item, conversions[1], np.stack([samples[band] for band in S2_BANDS]))
+    for n, conversion in enumerate(conversions):
         factor = conversion.factor if conversion else 1.0
-        s2[n][box][inner] = reflectance(found[band], factor, offset)[inner]
+        s2[n][box][inner] = reflectance(s2[n][box][inner], factor, offset)
     return round(offset), note

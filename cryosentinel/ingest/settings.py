@@ -31,7 +31,7 @@ class Settings:
         background: chips without a lake for each chip with one, drawn near them; None takes every chip of the box.
         group: strides a side of the squares whose chips are read together. Memory grows with its square, requests fall:
             see the chapter on ingest.
-        chips_per_shard: at most.
+        chips_per_shard: at most; a shard is put together in memory.
         limit: chips in all at most (a trial), None for all.
         retries: times that a failed request is repeated, with waits that double.
     """
@@ -50,8 +50,8 @@ class Settings:
     speckle: int = 0
     min_valid: float = 0.7
     background: float | None = 0.25
-    group: int = 16
-    chips_per_shard: int = 128
+    group: int = 24
+    chips_per_shard: int = 64
     limit: int | None = None
     retries: int = 4
 

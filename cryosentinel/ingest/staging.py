@@ -15,10 +15,11 @@ from cryosentinel.ingest.group import Result
 from cryosentinel.paths import SHARDS
 
 RECORD_FILE = "ingest.json"
+PART = 32  # chips a file: a file is put together in memory
 
 
 class Staging:
-    """Finished groups of a region and year, ``<out>/.ingest/<region>-<year>/group_NNNNN.{parquet,json}``.
+    """Finished groups of a region and year, ``<out>/.ingest/<region>-<year>/group_NNNNN{_PPP.parquet,.json}``.
 
     A group's chips are written before its JSON, and the JSON says that it is done: a kill in between costs one group.
     """
@@ -56,25 +57,27 @@ class Staging:
 
     def done(self, number: int) -> bool:
         """Whether a window is finished."""
-        return self._path(number, "json").exists()
+        return self._record(number).exists()
 
     def put(self, number: int, result: Result) -> None:
         """Keep a finished group."""
-        if result.chips:
-            write_shard(self._path(number, "parquet"), result.chips)
-        text = {"rows": result.rows, "broken": result.broken, "notes": result.notes, "chips": len(result.chips)}
-        write_json(self._path(number, "json"), text)
+        parts = range(0, len(result.chips), PART)
+        for part, begin in enumerate(parts):
+            write_shard(self._part(number, part), result.chips[begin : begin + PART])
+        write_json(
+            self._record(number),
+            {"rows": result.rows, "broken": result.broken, "notes": result.notes, "parts": len(parts)},
+        )
 
     def get(self, number: int) -> dict[str, Any]:
         """A finished group's rows, what could not be read in it ("broken"), and its notes."""
-        return read_json(self._path(number, "json"))
+        return read_json(self._record(number))
 
     def chips(self, numbers: list[int]) -> Iterator[Chip]:
         """The chips of finished groups, one after the other."""
         for number in numbers:
-            path = self._path(number, "parquet")
-            if path.exists() and read_json(self._path(number, "json"))["chips"]:
-                yield from iter_shard(path)
+            for part in range(self.get(number)["parts"]):
+                yield from iter_shard(self._part(number, part))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Say that the shards are complete, and drop the groups."""
@@ -84,5 +87,8 @@ class Staging:
         if not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
 
-    def _path(self, number: int, suffix: str) -> Path:
-        return self.folder / f"group_{number:05d}.{suffix}"
+    def _record(self, number: int) -> Path:
+        return self.folder / f"group_{number:05d}.json"
+
+    def _part(self, number: int, part: int) -> Path:
+        return self.folder / f"group_{number:05d}_{part:03d}.parquet"
