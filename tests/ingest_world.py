@@ -230,7 +230,7 @@ def write_cog(
 ) -> None:  # fmt: skip
     """Write one band as a COG, or as lossless JPEG 2000."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"blocksize": BLOCK, "compress": "deflate", "overviews": "none"}
+    options: dict[str, Any] = {"blocksize": BLOCK, "compress": "deflate", "level": 1, "overviews": "none"}
     if driver == "JP2OpenJPEG":
         options = {"quality": 100, "reversible": "YES", "blockxsize": BLOCK, "blockysize": BLOCK}
     with rasterio.open(

@@ -50,7 +50,7 @@ class Checked:
 
     def __str__(self) -> str:
         return (
-            f"{MODALITIES[self.modality]}: {self.service}, {' then '.join(self.collections)}; {self.items} items here, "
+            f"{MODALITIES[self.modality]}: {self.service}, {' then '.join(self.collections)}; {self.items} here, "
             f"tried {self.item} of {self.day} at {self.host}: {self.says}; pixel {self.pixel:g} ({self.seconds:.1f} s)"
         )
 
