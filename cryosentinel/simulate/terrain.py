@@ -201,7 +201,7 @@ def relief(seed: int, epsg: int, post_rows: np.ndarray, post_cols: np.ndarray) -
     filled = fill + np.float32(0.02) * np.logaddexp(0, (height - fill) * np.float32(1 / 0.02)).astype(np.float32)
     # Tributary valleys and cirques hang in the flanks.
     hanging = np.exp(-((fractal(rows, cols, 240, k("tributaries"), octaves=2, gain=0.4) / 0.42) ** 2)) * height
-    mask = 0.06 + 0.94 * height
+    mask = 0.04 + 0.96 * np.minimum((filled - fill) * np.float32(1.15), 1)  # sediment buries what lies under it
     # The distance to a zero line is a sharp edge: ridges.
     crests = 1 - np.abs(fractal(rows, cols, 260, k("crests"), octaves=3, gain=0.5))
     large = base + c.relief * (filled - 0.42 - 0.24 * hanging) + c.relief * 0.13 * mask * crests
