@@ -92,7 +92,7 @@ CLOUD = np.array([0.480, 0.490, 0.490, 0.490, 0.500, 0.500, 0.505, 0.505, 0.500,
 
 #: Standard deviation of ln reflectance within a material (texture; assumed).
 TEXTURE = np.array(
-    [0.12, 0.12, 0.10, 0.11, 0.10, 0.11, 0.13, 0.14, 0.06, 0.12, 0.16, 0.13, 0.00, 0.12, 0.08, 0.00, 0.14], np.float32
+    [0.10, 0.10, 0.08, 0.09, 0.08, 0.09, 0.11, 0.12, 0.05, 0.10, 0.13, 0.11, 0.00, 0.10, 0.07, 0.00, 0.12], np.float32
 )
 
 #: Gamma nought in dB (VV, VH) on ground that faces the radar at 40 degrees, and its texture (dB, standard deviation).
@@ -141,7 +141,7 @@ _FROZEN = np.array(
     np.float32,
 )
 #: By band: the published chips spread more in the visible than equal modes would.
-_SPREAD = np.array([1.5, 1.45, 1.45, 1.4, 1.4, 1.2, 1.1, 1.0, 0.95, 0.95, 0.85, 0.75], np.float32)
+_SPREAD = np.array([1.5, 1.45, 1.45, 1.4, 1.4, 1.2, 1.1, 0.95, 0.85, 0.78, 0.75, 0.66], np.float32)
 _ON_ICE = (Material.SNOW, Material.WET_SNOW, Material.ICE, Material.FROZEN_LAKE)
 _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
