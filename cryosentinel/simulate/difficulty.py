@@ -302,9 +302,12 @@ def _traces(chip: Chip) -> dict[str, dict[str, np.ndarray]]:
 
     height, width = chip.mask.shape
 
+    rng = np.random.default_rng(0)
+
     def grain(layer: np.ndarray) -> np.ndarray:
-        # The sign of a pixel against its neighbours' mean, 0 on ties.
-        a = layer.astype(np.float64)
+        # The sign of a pixel against its neighbours' mean. Half a step of noise undoes the rounding: without it ties,
+        # which are common where it is dark and smooth, would tell so.
+        a = layer + rng.uniform(-0.5, 0.5, layer.shape)
         return np.sign(a - (uniform_filter(a, 3, mode="nearest") * 9 - a) / 8).astype(np.float32)
 
     s1 = np.where(np.isfinite(chip.s1), chip.s1, 0).astype(np.float32)
@@ -314,7 +317,7 @@ def _traces(chip: Chip) -> dict[str, dict[str, np.ndarray]]:
         traces["S2L2A"] |= {f"{band} last digit": chip.s2[i] % 10, f"{band} parity": chip.s2[i] % 2}
         traces["S2L2A"][f"{band} grain"] = grain(chip.s2[i])
     for i, band in enumerate(MODALITIES["S1GRD"]):
-        traces["S1GRD"] |= {f"{band} last bits": s1[i].view(np.uint32) % 256, f"{band} grain": grain(s1[i])}
+        traces["S1GRD"] |= {f"{band} last bits": s1[i].view(np.uint32) % 256, f"{band} grain": grain(1e6 * s1[i])}
     traces["DEM"] |= {"parity": chip.dem[0] % 2, "last digit": chip.dem[0] % 10}
     traces["chip"] |= {
         "distance to edge": np.minimum(np.minimum(rows, height - 1 - rows), np.minimum(cols, width - 1 - cols)),

@@ -141,13 +141,13 @@ _FROZEN = np.array(
     np.float32,
 )
 #: By band: the published chips spread more in the visible than equal modes would.
-_SPREAD = np.array([1.5, 1.45, 1.45, 1.4, 1.4, 1.2, 1.1, 0.95, 0.85, 0.78, 0.75, 0.66], np.float32)
+_SPREAD = np.array([1.5, 1.45, 1.45, 1.4, 1.4, 1.25, 1.15, 1.0, 0.88, 0.82, 0.79, 0.69], np.float32)
 _ON_ICE = (Material.SNOW, Material.WET_SNOW, Material.ICE, Material.FROZEN_LAKE)
 _OPEN_WATER = (Material.LAKE, Material.RIVER, Material.RESERVOIR)
 #: (material, mode, band): change of ln reflectance for one unit of a mode. Five modes of the ground, five of snow and
 #: ice; open water has its own model.
 MODES = _SPREAD * np.stack(
-    [0.0 * _LAND if m in _OPEN_WATER else 0.21 * _FROZEN if m in _ON_ICE else 0.30 * _LAND for m in Material]
+    [0.0 * _LAND if m in _OPEN_WATER else 0.215 * _FROZEN if m in _ON_ICE else 0.31 * _LAND for m in Material]
 ).astype(np.float32)
 
 #: Absorption of pure water (1/m) at the band centres: Pope and Fry 1997 to 704 nm, Kou et al. 1993 beyond.
