@@ -26,7 +26,7 @@ CONTEXT_AUC = 0.85  # at least, what surrounds a body: the same question
 SPECTRAL_VARIANCE = 0.09  # at least, colour beyond three components; real chips have 0.11 (see colour_variance)
 RELIEF_AUC = 0.90  # at most, the elevation model's shape alone: lake against all else
 OTHER_WATER = 0.05  # at most, share of reservoirs and ponds in standing water, by number and by area
-SHORTCUT_AUC = 0.55  # at most, for the traces of a modality
+SHORTCUT_AUC = 0.57  # at most, for the traces of a modality; texture of land is skewed, noise over water is not: 0.55
 MIN_BODY_PX = 20
 
 _ICE = (Material.ICE, Material.DEBRIS_ICE, Material.SNOW, Material.WET_SNOW)
