@@ -65,7 +65,7 @@ RECORDED = {
 _S2 = {"eo:cloud_cover": 3.0, "s2:processing_baseline": "05.09", "s2:generation_time": "2023-08-25T09:15:41Z"}
 _S1 = {"sat:orbit_state": "descending", "sat:relative_orbit": 51, "sar:product_type": "GRD", "platform": "SENTINEL-1A"}
 _ES_BAND = {"nodata": 0, "data_type": "uint16", "spatial_resolution": 10, "scale": 0.0001, "offset": -0.1}
-_ES = {
+_ES: dict[str, Any] = {
     "properties": {
         **_S2, "platform": "sentinel-2b", "grid:code": "MGRS-33TWL", "proj:epsg": 32633, "s2:sequence": "0",
         "s2:datastrip_id": "S2B_OPER_MSI_L2A_DS_2BPS_20230820T124817_S20230820T094908_N05.09",

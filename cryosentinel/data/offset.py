@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 
 from cryosentinel.errors import InputError
-
-OFFSET = 1000
+from cryosentinel.sensors import BASELINE_OFFSET
 
 #: Digital numbers below this are dark without the offset; with it they would be reflectances below -0.01, which occur
 #: only as noise of the atmospheric correction in deep shadow.
@@ -70,12 +69,12 @@ def check_offset(s2: np.ndarray, name: str, subtract: int | None, option: str = 
     state = offset_state(s2)
     if subtract is None and state == "carried":
         raise InputError(
-            f"The Sentinel-2 values of {name} begin near {OFFSET} in every band, so they carry the +{OFFSET} offset of "
-            f"processing baseline 04.00 and later; subtract it with {option} {OFFSET}, or say with {option} 0 that the "
-            "scene is as bright as that."
+            f"The Sentinel-2 values of {name} begin near {BASELINE_OFFSET} in every band, so they carry the "
+            f"+{BASELINE_OFFSET} offset of processing baseline 04.00 and later; subtract it with {option} "
+            f"{BASELINE_OFFSET}, or say with {option} 0 that the scene is as bright as that."
         )
     if subtract and state == "removed":
         raise InputError(
-            f"Many Sentinel-2 values of {name} are below {DARK}, so the +{OFFSET} offset is not in them or already "
-            f"removed; leave {option} out."
+            f"Many Sentinel-2 values of {name} are below {DARK}, so the +{BASELINE_OFFSET} offset is not in them or "
+            f"already removed; leave {option} out."
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +14,44 @@ from cryosentinel.data.offset import check_offset
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 from cryosentinel.sensors import BAND_COUNT, MODALITIES, S2_NODATA
+
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
+
+def check_modality(source: DatasetReader, modality: str, first: DatasetReader) -> None:
+    """Refuse an open raster that does not hold a modality's bands on the grid of the first raster.
+
+    Raises:
+        InputError: it has a wrong number of bands, no coordinate reference system, or another grid.
+    """
+    bands = MODALITIES[modality]
+    if source.count != len(bands):
+        raise InputError(
+            f"{source.name} has {source.count} bands; {modality} needs {len(bands)}, in this order: {', '.join(bands)}."
+        )
+    if source.crs is None:
+        raise InputError(f"{source.name} has no coordinate reference system; assign one (gdal_edit.py -a_srs).")
+    # A hundredth of a pixel: rasters that were warped together differ by rounding only.
+    aligned = source.transform.almost_equals(first.transform, precision=abs(first.transform.a) / 100)
+    if source.crs != first.crs or source.shape != first.shape or not aligned:
+        raise InputError(f"{source.name} is not on the grid of {first.name}; warp it to the same CRS, extent and size.")
+
+
+def subtract_offset(optical: np.ndarray, offset: int) -> np.ndarray:
+    """Sentinel-2 less an offset, at least 1, so that no pixel with data becomes one without.
+
+    Args:
+        optical: (12, ...) digital numbers; pixels that are 0 in all bands hold no data and stay so.
+        offset: digital numbers.
+    """
+    return np.where((optical == 0).all(0), 0, np.maximum(optical - offset, 1))
+
+
+def to_db(power: np.ndarray) -> np.ndarray:
+    """Linear backscatter to decibels, float32; not a number where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(power > 0, 10 * np.log10(power), np.nan).astype(np.float32)
 
 
 def stack_rasters(
@@ -43,39 +83,32 @@ def stack_rasters(
     """
     import rasterio
 
-    arrays, grid = [], None
-    for name, path in zip(MODALITIES, (s2, s1, dem), strict=True):
-        try:
-            with rasterio.open(path) as source:
-                if source.count != len(MODALITIES[name]):
-                    raise InputError(f"{path} has {source.count} bands; {name} needs {len(MODALITIES[name])}.")
-                if source.crs is None:
-                    raise InputError(f"{path} has no coordinate reference system; assign one (gdal_edit.py -a_srs).")
-                here = (source.crs, source.shape, source.transform)
-                if grid is None:
-                    grid = here
-                # A hundredth of a pixel: rasters that were warped together differ by rounding only.
-                elif here[:2] != grid[:2] or not here[2].almost_equals(grid[2], precision=abs(grid[2].a) / 100):
-                    raise InputError(f"{path} is not on the grid of {s2}; warp it to the same CRS, extent and size.")
+    arrays = []
+    with contextlib.ExitStack() as stack:
+        first = None
+        for name, path in zip(MODALITIES, (s2, s1, dem), strict=True):
+            try:
+                source = stack.enter_context(rasterio.open(path))
+                first = source if first is None else first
+                check_modality(source, name, first)
                 array = source.read().astype(np.float32)
-                if source.nodata is not None:
-                    _mark_nodata(name, array, source.nodata)
-        except rasterio.errors.RasterioIOError as error:
-            raise InputError(f"{path} cannot be read as a raster ({error}); check the path and the file.") from None
-        arrays.append(array)
+            except rasterio.errors.RasterioIOError as error:
+                raise InputError(f"{path} cannot be read as a raster ({error}); check the path and the file.") from None
+            if source.nodata is not None:
+                _mark_nodata(name, array, source.nodata)
+            arrays.append(array)
+        assert first is not None
+        crs, (height, width), transform = first.crs, first.shape, first.transform
     optical, radar, elevation = arrays
     check_offset(optical, str(s2), s2_offset)
     if s2_offset:
-        optical = np.where((optical == 0).all(0), 0, np.clip(optical - s2_offset, 1, None))
+        optical = subtract_offset(optical, s2_offset)
     if s1_linear and (radar < 0).any():
         raise InputError(f"{s1} holds values below 0, which linear power never is; it is in dB: leave --s1_linear out.")
     if s1_linear:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            radar = np.where(radar > 0, 10 * np.log10(radar), np.nan)
+        radar = to_db(radar)
     bands = np.concatenate([optical, radar, elevation])
     check_units(f"{s2}, {s1}", bands, bands[len(optical) : -1])
-    assert grid is not None
-    crs, (height, width), transform = grid
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": BAND_COUNT, "height": height, "width": width,
         "crs": crs, "transform": transform, "compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256,

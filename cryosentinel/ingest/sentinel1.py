@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cryosentinel.data.stack import to_db
 from cryosentinel.ingest.reading import BrokenAssetError, read
 from cryosentinel.ingest.search import Item, when
 from cryosentinel.ingest.services import ASSETS, Service
@@ -88,12 +89,6 @@ def passes(items: Sequence[Item]) -> list[Pass]:
         key = when(item).date().isoformat(), direction, orbit, str(p.get("platform", "")).lower()
         groups.setdefault(key, []).append(item)
     return [Pass(group, date.fromisoformat(key[0]), key[1], key[2]) for key, group in groups.items()]
-
-
-def to_db(power: np.ndarray) -> np.ndarray:
-    """Linear backscatter to decibels, float32; not a number where there is none."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(power > 0, 10 * np.log10(power), np.nan).astype(np.float32)
 
 
 def lee(power: np.ndarray, side: int, looks: float = LOOKS) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
 from cryosentinel.data.offset import check_offset
+from cryosentinel.data.stack import check_modality, subtract_offset, to_db
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.scores import BINS, INVALID, probability_bins, threshold_bin
 from cryosentinel.files import read_json, replacing, write_json
@@ -169,7 +170,8 @@ class OpenScene:
         if len(sources) == 1:
             check_geotiff(sources[0])
         else:
-            _check_three(sources)
+            for source, modality in zip(sources, MODALITIES, strict=True):
+                check_modality(source, modality, sources[0])
         self.tags: dict[str, str] = {key: value for source in sources for key, value in source.tags().items()}
         self.resampled = _why_resample(sources[0])
         if self.resampled:
@@ -229,13 +231,9 @@ class OpenScene:
     def convert(self, bands: np.ndarray) -> np.ndarray:
         """Rows as :meth:`read_raw` gives them, changed in place to a chip's units as the scene says."""
         if self.scene.s2_offset:
-            optical = bands[:OPTICAL]
-            held = (optical != 0).any(axis=0)
-            optical[:, held] = np.maximum(optical[:, held] - self.scene.s2_offset, 1)
+            bands[:OPTICAL] = subtract_offset(bands[:OPTICAL], self.scene.s2_offset)
         if self.scene.s1_linear:
-            radar = bands[OPTICAL : OPTICAL + 2]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                radar[:] = np.where(radar > 0, 10 * np.log10(radar), np.nan)
+            bands[OPTICAL : OPTICAL + 2] = to_db(bands[OPTICAL : OPTICAL + 2])
         return bands
 
     def pixel_ha(self) -> float:
@@ -272,24 +270,6 @@ def open_scene(scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLik
                 f"{opened.scene.paths[0]} {opened.resampled}; it is resampled to {opened.crs} at 10 m.", stacklevel=3
             )
         yield opened
-
-
-def _check_three(sources: Sequence[rasterio.DatasetReader]) -> None:
-    first = sources[0]
-    for source, (modality, bands) in zip(sources, MODALITIES.items(), strict=True):
-        if source.count != len(bands):
-            raise InputError(
-                f"{source.name} has {source.count} bands; {modality} needs {len(bands)}, in this order: "
-                f"{', '.join(bands)}."
-            )
-        if source.crs is None:
-            raise InputError(f"{source.name} has no coordinate reference system; assign one (gdal_edit.py -a_srs).")
-        # A hundredth of a pixel: rasters that were warped together differ by rounding only.
-        aligned = source.transform.almost_equals(first.transform, precision=abs(first.transform.a) / 100)
-        if source.crs != first.crs or source.shape != first.shape or not aligned:
-            raise InputError(
-                f"{source.name} is not on the grid of {first.name}; warp it to the same CRS, extent and size."
-            )
 
 
 def true_pixel_size(crs: Any, transform: Affine, shape: tuple[int, int]) -> tuple[float, float]:
