@@ -519,7 +519,6 @@ def ingest(
     for file in files:
         paths.existing(file, "inventory")
     from cryosentinel import ingest as room
-    from cryosentinel.errors import ConfigError
 
     box = room.parse_box(bbox) if bbox else None
     if check:

@@ -17,6 +17,8 @@ from cryosentinel.files import read_json, write_json
 
 CHIP_SIZE = 224  # pixels a side
 PIXEL_SIZE_M = 10.0
+HECTARE_M2 = 10_000.0
+PIXEL_HA = PIXEL_SIZE_M**2 / HECTARE_M2
 CHIP_STRIDE = 112  # pixels between neighbouring chips of the published grid: half overlap
 
 #: Modality -> band names, in the order of the arrays and of the 15-band GeoTIFF. The keys are TerraMind's.

@@ -21,7 +21,7 @@ import numpy as np
 
 from cryosentinel.evaluation.bootstrap import RESAMPLES, SEED, Estimate, ratio_of_sums
 from cryosentinel.evaluation.scores import INVALID
-from cryosentinel.sensors import PIXEL_SIZE_M
+from cryosentinel.sensors import PIXEL_HA, PIXEL_SIZE_M
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,6 @@ SIZE_CLASSES: dict[str, tuple[float, float]] = {
     "over 10 ha": (10.0, np.inf),
 }
 MIN_COVER = 0.5  # share of a lake's pixels that must be predicted water
-PIXEL_HA = PIXEL_SIZE_M**2 / 10_000
 
 #: Score -> what it is, see :func:`by_size`.
 SCORES: dict[str, str] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.evaluation.scores import INVALID
-from cryosentinel.sensors import PIXEL_SIZE_M
+from cryosentinel.sensors import PIXEL_HA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 #: Hectares; the first edge is the published system's smallest trustworthy lake.
 SIZE_EDGES_HA = (0.0, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
 CONDITIONS = ("clear", "cloud", "cloud shadow", "terrain shadow")
-HECTARE_M2 = 10_000
 
 
 def by_lake_size(
@@ -47,7 +46,7 @@ def by_lake_size(
         if not count:
             continue
         numbers = np.arange(1, count + 1)
-        areas.append(ndimage.sum_labels(np.ones_like(lakes), lakes, numbers) * PIXEL_SIZE_M**2 / HECTARE_M2)
+        areas.append(ndimage.sum_labels(np.ones_like(lakes), lakes, numbers) * PIXEL_HA)
         pixels.append(ndimage.sum_labels(valid, lakes, numbers))
         covered.append(ndimage.sum_labels(valid & water, lakes, numbers))
     area, seen, hit = (np.concatenate(v) if v else np.zeros(0) for v in (areas, pixels, covered))

@@ -16,7 +16,7 @@ from cryosentinel.ingest.reading import BrokenAssetError, read
 from cryosentinel.ingest.search import Catalogue, Item, cloud_cover, grid_epsg, open_catalogues, search_box, when
 from cryosentinel.ingest.sentinel1 import in_decibels, product_of
 from cryosentinel.ingest.sentinel2 import stated_conversion
-from cryosentinel.ingest.services import ASSETS, MODALITIES, find_services
+from cryosentinel.ingest.services import ASSETS, SENSORS, find_services
 from cryosentinel.ingest.settings import Settings
 
 DEGREES = 0.2  # a side of the box that is searched: a few items tell enough
@@ -50,7 +50,7 @@ class Checked:
 
     def __str__(self) -> str:
         return (
-            f"{MODALITIES[self.modality]}: {self.service}, {' then '.join(self.collections)}; {self.items} here, "
+            f"{SENSORS[self.modality]}: {self.service}, {' then '.join(self.collections)}; {self.items} here, "
             f"tried {self.item} of {self.day} at {self.host}: {self.says}; pixel {self.pixel:g} ({self.seconds:.1f} s)"
         )
 
@@ -72,7 +72,7 @@ def check(box: Box, year: int, service: str, settings: Settings | None = None, *
         ConfigError, HubError, InputError: what an ingest would end with.
     """
     settings = settings or Settings(retries=1)
-    services = find_services(service, {m: own.get(f"{m}_service") for m in MODALITIES}, settings.collections)
+    services = find_services(service, {m: own.get(f"{m}_service") for m in SENSORS}, settings.collections)
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     half_x, half_y = (min(DEGREES, side) / 2 for side in (box[2] - box[0], box[3] - box[1]))
     middle = x - half_x, y - half_y, x + half_x, y + half_y
@@ -85,7 +85,7 @@ def check(box: Box, year: int, service: str, settings: Settings | None = None, *
         items: list[Item] = getattr(found, modality)
         if not items:
             raise InputError(
-                f"{catalogue.service.name} holds no {MODALITIES[modality]} ({', '.join(catalogue.collections)}) around "
+                f"{catalogue.service.name} holds no {SENSORS[modality]} ({', '.join(catalogue.collections)}) around "
                 f"{y:.2f} N {x:.2f} E in the season of {year} that passes the limits; check year, box and season, or "
                 "take it from another service."
             )

@@ -28,7 +28,7 @@ from cryosentinel.ingest.report import (
     write_statistics,
 )
 from cryosentinel.ingest.search import Catalogue, Found, open_catalogues, search_groups
-from cryosentinel.ingest.services import MODALITIES, find_services
+from cryosentinel.ingest.services import SENSORS, find_services
 from cryosentinel.ingest.settings import Settings, digest
 from cryosentinel.ingest.staging import RECORD_FILE, Staging
 from cryosentinel.paths import shard_path
@@ -190,7 +190,7 @@ def _refuse_nothing(
     for key, catalogue in catalogues.items():
         if nothing_yet and not any(getattr(items, key) for items in found.values()):
             raise InputError(
-                f"{catalogue.service.name} holds no {MODALITIES[key]} acquisition ({', '.join(catalogue.collections)}) "
+                f"{catalogue.service.name} holds no {SENSORS[key]} acquisition ({', '.join(catalogue.collections)}) "
                 f"over {region} in the season of {year} that passes the limits; check year, box, season and cloud "
                 "limit, or take it from another service."
             )

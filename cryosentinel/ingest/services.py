@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from cryosentinel.errors import ConfigError, HubError
 
-MODALITIES = {"s2": "Sentinel-2", "s1": "Sentinel-1", "dem": "elevation"}
+SENSORS = {"s2": "Sentinel-2", "s1": "Sentinel-1", "dem": "elevation"}
 
 #: Modality -> our name of an asset -> the services' names, in lower case: the band's own (Planetary Computer), its
 #: common name (Earth Search), its own with the resolution (Copernicus Data Space).
@@ -127,11 +127,11 @@ def find_services(
         ConfigError: a service is unknown, has no usable collection of a modality, or its S3 keys are missing.
         HubError: a package that it needs is not installed.
     """
-    found = {modality: find_service(own.get(modality) or service) for modality in MODALITIES}
+    found = {modality: find_service(own.get(modality) or service) for modality in SENSORS}
     for modality, each in found.items():
         if not each.collections[modality] and not collections.get(modality):
             raise ConfigError(
-                f"{each.name} holds {MODALITIES[modality]} only as GRD in the radar's own geometry, which mountains "
+                f"{each.name} holds {SENSORS[modality]} only as GRD in the radar's own geometry, which mountains "
                 "displace by kilometres; take terrain-corrected backscatter from another service: --s1_service "
                 "planetary-computer."
             )

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import ConfigError, InputError
+from cryosentinel.evaluation.strata import SIZE_EDGES_HA
 from cryosentinel.files import read_json, write_json
+from cryosentinel.sensors import HECTARE_M2, PIXEL_HA
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Hectares of mapped area; the first and the last class are open.
-SIZE_EDGES_HA = (0.0, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
 COVERAGE = 0.9
 
 
@@ -194,7 +194,7 @@ def outline_bounds(
     outline is off by half a pixel, one standard deviation is 0.6872 of that, so that 1.645 of them hold 90 % if errors
     are normal. It knows nothing of a network's mistakes.
     """
-    error = 1.645 * 0.6872 * np.asarray(perimeter_m) * pixel_m / 2 / 10_000
+    error = 1.645 * 0.6872 * np.asarray(perimeter_m) * pixel_m / 2 / HECTARE_M2
     area = np.asarray(area_ha, float)
     return np.maximum(area - error, 0), area + error
 
@@ -210,7 +210,7 @@ def add_interval(lakes: Any, intervals: Intervals | None, pixel_m: float = 10.0)
 
 
 def matched_areas(
-    water: np.ndarray, reference: np.ndarray, valid: np.ndarray, pixel_ha: float = 0.01, min_area_ha: float = 0.1
+    water: np.ndarray, reference: np.ndarray, valid: np.ndarray, pixel_ha: float = PIXEL_HA, min_area_ha: float = 0.1
 ) -> pd.DataFrame:
     """Areas of the lakes that a mapped and a reference mask of one chip both show, none of them cut.
 

@@ -14,7 +14,8 @@ import numpy as np
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing, write_text
 from cryosentinel.mapping.areas import add_interval
-from cryosentinel.mapping.lakes import HECTARE_M2, geodesic
+from cryosentinel.mapping.lakes import geodesic
+from cryosentinel.sensors import HECTARE_M2
 
 if TYPE_CHECKING:
     import geopandas as gpd

@@ -10,6 +10,7 @@ import numpy as np
 
 from cryosentinel.errors import ConfigError
 from cryosentinel.indices import mndwi, ndwi, slope
+from cryosentinel.mapping.lakes import label_lakes
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,4 @@ class Gate:
         passes = valid & ((ndwi(s2) > self.ndwi) | (mndwi(s2) > self.mndwi)) & (steep <= self.slope)
         # Noise and threads of a pixel or two are no lakes.
         passes = ndimage.binary_opening(passes, np.ones((3, 3), bool))
-        labels, count = ndimage.label(passes, structure=np.ones((3, 3), np.uint8))
-        if not count:
-            return passes
-        enough = np.bincount(labels.ravel()) >= self.min_pixels
-        enough[0] = False
-        return enough[labels]
+        return label_lakes(passes, self.min_pixels)[0] > 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import InputError
+from cryosentinel.sensors import HECTARE_M2
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from cryosentinel.mapping.scene import OpenScene
 
 MIN_AREA_HA = 0.5  # the published system's smallest trustworthy lake: 50 pixels of 10 m
-HECTARE_M2 = 10_000.0
 
 
 def label_lakes(water: np.ndarray, min_pixels: int = 1) -> tuple[np.ndarray, int]:

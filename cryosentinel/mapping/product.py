@@ -158,6 +158,7 @@ def map_lakes(
         if path is not None and not Path(path).is_file():
             raise InputError(f"There is no file {path}; check the path.")
     area_intervals = Intervals.read(intervals) if intervals is not None else None
+    model = None if model is None else paths.config(model)
     from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.precision import choose
 
@@ -226,14 +227,13 @@ def map_lakes(
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.path.abspath(paths.config(path) if os.fspath(path).endswith(".yaml") else path)
+    return None if path is None else os.path.abspath(path)
 
 
 def _load(ckpt: str, model: str | None, statistics: str | None, device: str) -> Any:
     from cryosentinel.models.checkpoint import load_segmenter
-    from cryosentinel.sensors import Statistics
 
-    return load_segmenter(ckpt, model, Statistics.read(statistics) if statistics else None, device)
+    return load_segmenter(ckpt, model, statistics, device)
 
 
 def _finished(out: Path, key: str) -> LakeMap | None:

@@ -30,7 +30,7 @@ from cryosentinel.geo import utm_epsg
 from cryosentinel.mapping.gate import Gate
 from cryosentinel.paths import existing
 from cryosentinel.precision import choose
-from cryosentinel.sensors import CHIP_SIZE, MODALITIES, PIXEL_SIZE_M
+from cryosentinel.sensors import CHIP_SIZE, HECTARE_M2, MODALITIES, PIXEL_SIZE_M
 
 if TYPE_CHECKING:
     import rasterio
@@ -239,7 +239,7 @@ class OpenScene:
     def pixel_ha(self) -> float:
         """Area of the middle pixel on the ellipsoid, ha."""
         width, height = true_pixel_size(self.crs, self.transform, self.shape)
-        return width * height / 10_000
+        return width * height / HECTARE_M2
 
 
 def _open(path: str) -> rasterio.DatasetReader:

@@ -31,7 +31,7 @@ class Folders:
 
     @classmethod
     def of(cls, preset: str, data: str | Path, out: str | Path | None, notebook: str, seed: int | None) -> Folders:
-        """The folders that the arguments of :class:`cryosentinel.study.stages.Study` mean; ``seed`` if not its own."""
+        """The folders that the arguments of :class:`cryosentinel.study.study.Study` mean; ``seed`` if not its own."""
         chips = Path(data) if data else paths.datasets() / preset
         run = paths.runs() / (f"{chips.resolve().name}_{preset}" if data else preset)
         if seed is not None:
