@@ -206,15 +206,18 @@ def test_real_chips_pass_the_guards_that_they_gave():
     assert 0.67 < min(r.radar_agreement(s1) for _, s1, _ in chips) < 0.91
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The quick preset, whole: its folder and what its chips contain."""
+    root = simulate(tmp_path_factory.mktemp("guards") / "quick", PRESETS["quick"], workers=2, progress=False)
+    return root, r.contents(root)
+
+
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not every guard of the simulator has been shown to hold on the quick preset yet")
-def test_presets_meet_every_guard(tmp_path):
-    config = PRESETS["quick"]
-    root = simulate(tmp_path / "quick", config, workers=2, progress=False)
+def test_presets_meet_every_guard(quick, tmp_path):
+    root, found = quick
     enriched = simulate(tmp_path / "reservoirs", PRESETS["reservoirs"], workers=2, progress=False)
-    lakes = r.lake_table(config)
-    found = r.contents(root)
-    table = r.guards(root, found, lakes, enriched)
+    table = r.guards(root, found, r.lake_table(PRESETS["quick"]), enriched)
     assert len(table) == len(r.LIMITS) and table.within.all(), table
     statistics = r.compare_statistics(r.kept_statistics(root))
     assert statistics.within.all(), statistics
@@ -222,7 +225,13 @@ def test_presets_meet_every_guard(tmp_path):
     assert (traces.auc[["S2L2A", "S1GRD", "DEM"]] <= difficulty.SHORTCUT_AUC).all(), traces
     gap = difficulty.place_gap(root)
     assert gap["iou_places"] < gap["iou_pixels"]
-    shares = r.label_sanity(found)
-    assert shares["kept"] < 0.45 and shares["iou_below_0.05"] > shares["iou_0.05_to_0.20"] - 0.05
+    assert r.label_sanity(found)["kept"] < 0.45
     other = r.lake_table(replace(PRESETS["standard"], places={"train": 40, "val": 10, "test": 20}))
     assert (~other.glacial).mean() <= difficulty.OTHER_WATER
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="0.20 of the chips fall by an IoU below 0.05 and 0.27 by one of 0.05 to 0.20")
+def test_labels_fall_to_the_sanity_filter_by_missing_water_altogether(quick):
+    shares = r.label_sanity(quick[1])
+    assert shares["iou_below_0.05"] > shares["iou_0.05_to_0.20"] - 0.05
