@@ -9,7 +9,7 @@ else is files of FOLDER, at the addresses that an S3 client would ask for too (`
 
 Controls: ``GET /.control/log`` gives and ``POST /.control/clear`` empties the list of requests. ``POST
 /.control/faults`` sets failures: {"match": part of the path, "status": code (0: hang up half-way), "every": each n-th
-request that matches, "times": how often at most, "over": only requests of more bytes than this}. ``POST
+request of a file that matches, "times": how often at most, "over": only requests of more bytes than this}. ``POST
 /.control/access`` sets what protects files: {"prefix": of the path, "sas": token that the query must hold, or "key": S3
 access key that must sign, "payer": whether the request must accept the costs, "public": signed requests are refused}.
 """
@@ -54,8 +54,9 @@ class StandIn(ThreadingHTTPServer):
         with self.lock:
             for rule in self.faults:
                 if rule["match"] in path and size > rule.get("over", -1):
-                    rule["seen"] = rule.get("seen", 0) + 1
-                    if rule["times"] > 0 and rule["seen"] % rule["every"] == 0:
+                    seen = rule.setdefault("seen", {})  # file by file: threads that take turns change nothing
+                    seen[path] = seen.get(path, 0) + 1
+                    if rule["times"] > 0 and seen[path] % rule["every"] == 0:
                         rule["times"] -= 1
                         return int(rule["status"])
         return None

@@ -45,7 +45,7 @@ def run(running, tmp_path):
 @pytest.mark.parametrize("status", [503, 0])
 def test_a_server_that_fails_or_hangs_up_now_and_then_is_waited_for(run, running, tmp_path, status, monkeypatch):
     monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.05)
-    running.fail("/" if status else ".tif", status, every=5)
+    running.fail("/" if status else ".tif", status, every=3)
     result = run(replace(SMALL, retries=5))
     assert result.chips == 4 and not result.broken
     assert len(running.log()) > 4 * 15  # it did fail

@@ -30,7 +30,7 @@ GDAL_OPTIONS: dict[str, Any] = {
 }
 THREADS = 4  # assets of an item fetched at once: waiting for a server takes no processor
 FIRST_WAIT_S = 0.5  # of GDAL's retries, doubled each time; also between loads
-LOADS = 3  # of one asset: GDAL retries a request, but not a transfer that breaks off
+LOADS = 3  # of one asset at least: GDAL retries a request, but not a transfer that breaks off
 
 DENIED = re.compile(
     r"code: 40[13]|AccessDenied|Access Denied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|AccountProblem"
@@ -170,7 +170,8 @@ def read(
         # Asset by asset, so that one that fails is repeated without the others; options of GDAL hold for a thread.
         what = "+".join(item["id"] for item in items)
         said = ""
-        for attempt in range(LOADS):
+        last = max(LOADS, retries + 1) - 1
+        for attempt in range(last + 1):
             with gdal(service, retries, forget=attempt > 0):
                 try:
                     if attempt:
@@ -188,7 +189,7 @@ def read(
                 raise AccessDeniedError(_denied(service, said or text))
             if GONE.search(text):
                 raise BrokenAssetError(f"{what} ({(said or text)[:160]})")
-            if attempt == LOADS - 1:
+            if attempt == last:
                 if UNREADABLE.search(text):
                     raise BrokenAssetError(f"{what} ({text[:160]})")
                 if any(_ends_early(address(item["assets"][name]["href"], service)) for item in items):
