@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -287,31 +288,54 @@ def test_make_help_lists_every_documented_target():
         assert f"make {target} " in done.stdout
 
 
-def test_continuous_integration_runs_the_readmes_test_command_and_nothing_else(tmp_path):
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & 0o111
-    # A stand-in for make shows what is called, from where, and with which data.
-    clone = tmp_path / "main"
+@pytest.fixture
+def ci(tmp_path):
+    """A clone with ``.ci/run`` in it, and what the script says where only the given programs exist."""
+    clone, programs = tmp_path / "main", tmp_path / "bin"
     (clone / ".ci").mkdir(parents=True)
-    (clone / ".ci" / "run").write_text(script.read_text(encoding="utf-8"))
-    (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / "make"
-    fake.write_text('#!/bin/sh\necho "make $* in $PWD with ${CRYOSENTINEL_REAL_DATA:-none}"\n')
-    fake.chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    (clone / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    programs.mkdir()
+    for name in ("bash", "dirname", "timeout"):
+        (programs / name).symlink_to(shutil.which(name))
 
-    def called() -> str:
-        command = ["bash", str(clone / ".ci" / "run")]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd="/").stdout.strip()
+    def called(**scripts: str) -> subprocess.CompletedProcess[str]:
+        fakes = {"make": 'echo "make $* in $PWD with ${CRYOSENTINEL_REAL_DATA:-none}"', "id": "echo 0", **scripts}
+        for name, line in fakes.items():
+            (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+            (programs / name).chmod(0o755)
+        command = [shutil.which("bash"), str(clone / ".ci" / "run")]
+        return subprocess.run(command, env={"PATH": str(programs)}, capture_output=True, text=True, check=True, cwd="/")
 
-    assert called() == f"make test in {clone} with none"
-    (tmp_path / "shared" / "data").mkdir(parents=True)
-    assert called() == f"make test in {clone} with {tmp_path / 'shared' / 'data'}"
+    return clone, called
+
+
+def test_continuous_integration_runs_the_readmes_test_command_and_nothing_else(ci):
+    clone, called = ci
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert called(chromium="exit 1").stdout == f"make test in {clone} with none\n", (
+        "a browser is there: none is fetched"
+    )
+    data = clone.parent / "shared" / "data"
+    data.mkdir(parents=True)
+    assert called().stdout == f"make test in {clone} with {data}\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "status", "words"), [("0", 0, ""), ("0", 100, "could not be installed"), ("1000", 0, "no right")]
+)
+def test_continuous_integration_fetches_a_browser_where_it_may_and_goes_on_where_it_may_not(ci, user, status, words):
+    clone, called = ci
+    asked = clone / "asked"
+    done = called(**{"id": f"echo {user}", "apt-get": f'echo "$*" >> {asked}; exit {status}'})
+    assert done.stdout.startswith("make test"), "the tests run in any case"
+    assert words in done.stderr and bool(words) == bool(done.stderr)
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    assert len(lines) == (0 if user != "0" else 1 if status else 2)
+    assert status or not lines or lines[-1].endswith("chromium")
 
 
 def test_make_study_installs_once_and_again_when_the_requirements_change(tmp_path):
     import os
-    import shutil
 
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
