@@ -183,7 +183,7 @@ class Files:
         self._control("clear", [])
 
     def fail(self, match: str, status: int = 503, every: int = 1, times: int = 1_000_000, over: int = -1) -> None:
-        """Answer each ``every``-th request of a file whose path holds ``match`` with a status, ``times`` in all at most.
+        """Answer each ``every``-th request of a file whose path holds ``match`` with a status, at most ``times``.
 
         Status 0 hangs up after half of a file's bytes; ``over``: only requests of more bytes than this.
         """
