@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,23 @@ def test_papermill_by_hand_leaves_the_study_alone(tiny_study: TinyStudy, tmp_pat
     for name in ("test_iou@0.50_tta", "test_iou@0.50", "pixel_test_iou@best_truth"):
         assert by_hand[name] == study[name]
     assert "predict " not in out.read_text(), "weights, settings and chips are the study's: nothing is predicted again"
+
+
+def test_chapter_3_needs_only_its_saved_tables(tiny_study: TinyStudy, tmp_path: Path) -> None:
+    """No chips, no network, 2 GB of address space: the same figures."""
+    shutil.copytree(tiny_study.outputs / "study" / "tables", tmp_path / "tables")
+    words = ["--log-level", "ERROR", "notebooks/03_evaluate.ipynb", str(tmp_path / "out.ipynb"), "-p", "saved"]
+    outputs, space = tmp_path / "outputs", (2**31, 2**31)
+    done = subprocess.run(
+        [*PAPERMILL, *words, str(tmp_path / "tables"), "-p", "out", str(tmp_path / "again")], cwd=ROOT, text=True,
+        env={**os.environ, "CRYOSENTINEL_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}, capture_output=True,
+        stdin=subprocess.DEVNULL, check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, space),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not outputs.exists(), "nothing was simulated, trained or predicted"
+    again, study = (read_json(path / "metrics.json") for path in (tmp_path / "again", tiny_study.outputs / "study"))
+    assert len(again) > 100 and all(study[name] == entry for name, entry in again.items())
+    assert "20 are needed" in (tmp_path / "out.ipynb").read_text(), "the page says why there is no interval"
 
 
 def test_papermill_at_a_terminal_wants_an_output_or_a_redirection(tiny_study: TinyStudy, tmp_path: Path) -> None:

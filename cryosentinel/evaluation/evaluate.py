@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ from cryosentinel.errors import InputError
 from cryosentinel.evaluation.predictors import Predictor
 from cryosentinel.evaluation.probability_maps import MapWriter, ProbabilityMaps, has_maps
 from cryosentinel.evaluation.scores import INVALID, ScoreBuilder, probability_bins, read_scores, write_scores
+from cryosentinel.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,18 @@ class Evaluation:
     folder: Path
     tables: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Evaluation:
+        """The score tables of a folder, which need neither chips nor a network.
+
+        Raises:
+            InputError: it holds none, or one that cannot be read.
+        """
+        names = {path: path.stem.split("_", 3) for path in sorted(Path(folder).glob("per_chip_*.parquet"))}
+        if not names:
+            raise InputError(f"{folder} holds no score tables (per_chip_test.parquet, ...); evaluate first.")
+        return cls(Path(folder), {(w[2], w[3] if w[3:] else LABEL): read_scores(path) for path, w in names.items()})
+
     def table(self, split: str, reference: str = LABEL) -> pd.DataFrame:
         """The score table of a split.
 
@@ -94,6 +107,23 @@ class Evaluation:
                  "reason": found.reason}
             )  # fmt: skip
         return pd.DataFrame(rows).set_index(["split", "reference"])
+
+
+def kept(path: Path, key: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table that is made once for what it depends on, which ``key`` names, and then read from its Parquet file."""
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(path)
+        if table.attrs.get("key") == key:
+            return table
+    except (OSError, ValueError):
+        pass  # missing, damaged or older: made again
+    table = make()
+    table.attrs["key"] = key
+    with replacing(path) as part:
+        table.to_parquet(part)
+    return table
 
 
 def table_path(folder: str | os.PathLike[str], split: str, reference: str = LABEL) -> Path:

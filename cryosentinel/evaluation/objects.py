@@ -14,7 +14,7 @@ chips and several years show a lake several times, each of which counts: interva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from cryosentinel.sensors import PIXEL_HA, PIXEL_SIZE_M
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cryosentinel.data.chips import Chip
     from cryosentinel.evaluation.evaluate import Reference, Store
     from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 
@@ -37,6 +38,8 @@ SIZE_CLASSES: dict[str, tuple[float, float]] = {
     "1 to 10 ha": (1.0, 10.0),
     "over 10 ha": (10.0, np.inf),
 }
+#: Finer edges, hectares, for what is fitted by size (area intervals) rather than reported by it.
+SIZE_EDGES_HA = (0.0, 0.5, 1.0, 2.0, 5.0, 20.0, np.inf)
 MIN_COVER = 0.5  # share of a lake's pixels that must be predicted water
 
 #: Score -> what it is, see :func:`by_size`.
@@ -75,13 +78,16 @@ def boundary_distance(a: np.ndarray, b: np.ndarray, valid: np.ndarray) -> float:
     return float((away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2 * PIXEL_SIZE_M)
 
 
-def match(reference: np.ndarray, water: np.ndarray, valid: np.ndarray) -> list[dict[str, Any]]:
+def match(
+    reference: np.ndarray, water: np.ndarray, valid: np.ndarray, layers: Mapping[str, np.ndarray] | None = None
+) -> list[dict[str, Any]]:
     """Match the lakes of one chip with the predicted ones, by the rule of the module's text.
 
     Args:
         reference: (H, W), lake where non-zero.
         water: (H, W) bool, predicted.
         valid: (H, W) bool.
+        layers: name -> (H, W); the mean over its pixels enters each record.
 
     Returns:
         One record a lake (``lake`` True: area_ha, detected, area_error = predicted / true area - 1, boundary_m; not a
@@ -120,6 +126,13 @@ def match(reference: np.ndarray, water: np.ndarray, valid: np.ndarray) -> list[d
     records += [
         {"lake": False, "area_ha": sizes[j] * PIXEL_HA, "false": bool(owner[j] == 0)} for j in range(1, n_found + 1)
     ]
+    for name, layer in (layers or {}).items():
+        means = [
+            ndimage.mean(layer, numbers, np.arange(1, count + 1)) if count else np.zeros(0)
+            for numbers, count in ((lakes, n_lakes), (found, n_found))
+        ]
+        for record, value in zip(records, np.concatenate(means), strict=True):
+            record[name] = float(value)
     return records
 
 
@@ -130,6 +143,7 @@ def lake_table(
     threshold: float = 0.5,
     block_size: float = 0.15,
     progress: bool = False,
+    layers: Callable[[Chip], Mapping[str, np.ndarray]] | None = None,
 ) -> pd.DataFrame:
     """Every lake and every predicted lake of a split.
 
@@ -140,9 +154,10 @@ def lake_table(
         threshold: a multiple of 1/200.
         block_size: of the split blocks, degrees.
         progress: show a bar.
+        layers: from a chip to (H, W) arrays by name, whose means over each lake become columns (cloud, turbidity, ...).
 
     Returns:
-        chip_id, region, year, block, and the records of :func:`match`.
+        chip_id, region, year, block, the records of :func:`match`, and a column for each layer.
     """
     import pandas as pd
     from tqdm import tqdm
@@ -156,44 +171,58 @@ def lake_table(
         chip = store[row]
         about = {"chip_id": chip.chip_id, "region": chip.region, "year": chip.snapshot_year, "block": blocks[i]}
         mask = chip.mask if reference is None else reference(chip)
-        found = match(mask, maps.water(i, threshold), np.asarray(maps.bins[i]) != INVALID)
+        shown = {} if layers is None else layers(chip)
+        found = match(mask, maps.water(i, threshold), np.asarray(maps.bins[i]) != INVALID, shown)
         rows += [{**about, **record} for record in found]
     names = ["chip_id", "region", "year", "block", "lake", "area_ha", "detected", "area_error", "boundary_m", "false"]
-    return pd.DataFrame(rows, columns=names).astype({"lake": bool, "area_ha": float})
+    names += [name for name in (rows[0] if rows else ()) if name not in names]
+    types = {"lake": bool, "area_ha": float, "detected": float, "false": float}
+    return pd.DataFrame(rows, columns=names).astype(types)
 
 
-def by_size(
+def scores(
     table: pd.DataFrame, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
-) -> Mapping[str, dict[str, Estimate]]:
-    """The scores of each size class with block-bootstrap intervals.
+) -> dict[str, Estimate]:
+    """The scores of some lakes, with block-bootstrap intervals.
 
     Args:
-        table: from :func:`lake_table`.
+        table: rows of :func:`lake_table`.
         level, resamples, seed: as for :func:`cryosentinel.evaluation.bootstrap.estimate`.
 
     Returns:
-        Size class (and "all sizes") -> name of :data:`SCORES` -> estimate; ``n`` counts the lakes that it rests on, and
-        there is no interval where they lie in too few blocks.
+        Name of :data:`SCORES` -> estimate; ``n`` counts the lakes that it rests on, and there is no interval where they
+        lie in too few blocks.
     """
-    found: dict[str, dict[str, Estimate]] = {}
-    for name, (low, high) in {**SIZE_CLASSES, "all sizes": (0.0, np.inf)}.items():
-        here = table[(table["area_ha"] >= low) & (table["area_ha"] < high)]
-        lakes, predicted = here[here["lake"]], here[~here["lake"]]
-        judged = lakes[lakes["area_error"].notna()]
-        drawn = judged[judged["boundary_m"].notna()]
-        area = judged["area_ha"].to_numpy()
-        sums = {
-            "detected": (lakes, lakes["detected"], np.ones(len(lakes))),
-            "false": (predicted, predicted["false"], np.ones(len(predicted))),
-            "area_bias": (judged, judged["area_error"] * area, area),
-            "area_error": (judged, judged["area_error"].abs(), np.ones(len(judged))),
-            "boundary_m": (drawn, drawn["boundary_m"], np.ones(len(drawn))),
-        }
-        found[name] = {
-            score: ratio_of_sums(
-                np.asarray(numerator, dtype=float), denominator, of["block"].to_numpy(), np.ones(len(of)), level,
-                resamples, seed,
-            )
-            for score, (of, numerator, denominator) in sums.items()
-        }  # fmt: skip
-    return found
+    lakes, predicted = table[table["lake"]], table[~table["lake"]]
+    judged = lakes[lakes["area_error"].notna()]
+    drawn = judged[judged["boundary_m"].notna()]
+    area = judged["area_ha"].to_numpy()
+    sums = {
+        "detected": (lakes, lakes["detected"], np.ones(len(lakes))),
+        "false": (predicted, predicted["false"], np.ones(len(predicted))),
+        "area_bias": (judged, judged["area_error"] * area, area),
+        "area_error": (judged, judged["area_error"].abs(), np.ones(len(judged))),
+        "boundary_m": (drawn, drawn["boundary_m"], np.ones(len(drawn))),
+    }
+    return {
+        score: ratio_of_sums(
+            np.asarray(numerator, dtype=float), denominator, of["block"].to_numpy(), np.ones(len(of)), level, resamples,
+            seed,
+        )
+        for score, (of, numerator, denominator) in sums.items()
+    }  # fmt: skip
+
+
+def by_size(table: pd.DataFrame, **options: Any) -> dict[str, dict[str, Estimate]]:
+    """The scores of each size class: that of the true lake, for false lakes that of the predicted one.
+
+    Args:
+        table: from :func:`lake_table`.
+        options: as for :func:`scores`.
+
+    Returns:
+        Size class (and "all sizes") -> scores.
+    """
+    area = table["area_ha"]
+    classes = {**SIZE_CLASSES, "all sizes": (0.0, np.inf)}
+    return {name: scores(table[(area >= low) & (area < high)], **options) for name, (low, high) in classes.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import textwrap
 from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -309,17 +310,60 @@ def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: i
     return figure
 
 
-def size_recall(sizes: pd.DataFrame, kind: str) -> Figure:
-    """Share of lake pixels found, by size of the true lake.
+def lake_scores(found: Mapping[str, Mapping[str, Mapping[str, Estimate]]], kind: str) -> Figure:
+    """Lakes found, false lakes, errors of area and outline, by class of lake.
 
     Args:
-        sizes: from :func:`cryosentinel.evaluation.strata.by_lake_size`.
+        found: predictor -> class of lake -> scores, from :func:`cryosentinel.evaluation.objects.by_size`.
         kind: simulated, published or real.
     """
-    figure, ax = _axes(height=3.2)
-    bars = ax.bar(sizes["size_ha"], sizes["pixel_recall"].fillna(0), color=COLOURS[0])
-    ax.bar_label(bars, [f"{n} lakes" if n else "no lake" for n in sizes["lakes"]], fontsize=8, padding=2)
-    ax.set(xlabel="area of the true lake, ha", ylabel=f"share of lake pixels found ({kind})", ylim=(0, 1.08))
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.evaluation.objects import SCORES
+
+    classes = list(next(iter(found.values())))
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 1.6 + 0.9 * len(classes)), sharey=True, layout="constrained")
+    for ax, name in zip(axes.flat, ("detected", "false", "area_error", "boundary_m"), strict=True):
+        for i, (predictor, by_class) in enumerate(found.items()):
+            at = np.arange(len(classes)) + (i - (len(found) - 1) / 2) * 0.8 / len(found)
+            values = [by_class[c][name].value for c in classes]
+            errors = np.array([_error(by_class[c][name]) for c in classes]).T
+            ax.errorbar(values, at, xerr=errors, fmt=_MARKERS[i % len(_MARKERS)], color=COLOURS[i % len(COLOURS)],
+                        capsize=2, markersize=5, elinewidth=1, label=predictor)  # fmt: skip
+        if name in ("detected", "false"):
+            ax.set_xlim(-0.02, 1.02)
+        ax.set_xlabel(textwrap.fill(SCORES[name], 55), fontsize=8)
+        ax.grid(alpha=0.3, linewidth=0.6)
+    counts = next(iter(found.values()))
+    axes[0, 0].set_yticks(range(len(classes)), [f"{c} (n = {counts[c]['detected'].n})" for c in classes])
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(f"{kind}; whiskers: 95 % over split blocks", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(found))
+    return figure
+
+
+def error_causes(found: Mapping[str, pd.DataFrame], kind: str) -> Figure:
+    """Erring pixels by cause and predictor, as a share of the true lake's pixels: missed lake and false alarms.
+
+    Args:
+        found: predictor -> :func:`cryosentinel.evaluation.causes.by_cause`.
+        kind: simulated, published or real.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    causes = list(next(iter(found.values())).index)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 1.4 + 0.42 * len(found)), sharey=True, layout="constrained")
+    for ax, column, title in zip(axes, ("missed", "false"), ("missed lake", "false alarms"), strict=True):
+        share = np.array([of[column].to_numpy() / max(of["lake"].sum(), 1) for of in found.values()])
+        ax.imshow(np.ma.masked_equal(share, 0), norm=LogNorm(1e-4, 1, clip=True), cmap="YlOrBr", aspect="auto")
+        for (row, at), value in np.ndenumerate(share):
+            text = "" if not value else f"{100 * value:.1f}" if value >= 0.0005 else "< 0.1"
+            ax.text(at, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.2 else "black")
+        ax.set_xticks(range(len(causes)), causes, rotation=35, ha="right", fontsize=9)
+        totals = f"{title}, per 100 pixels of true lake"
+        ax.set_title(f"{totals} ({kind})", fontsize=10)
+    axes[0].set_yticks(range(len(found)), list(found))
     return figure
 
 

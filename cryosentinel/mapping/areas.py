@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.evaluation.strata import SIZE_EDGES_HA
+from cryosentinel.evaluation.objects import SIZE_EDGES_HA
 from cryosentinel.files import read_json, write_json
 from cryosentinel.sensors import HECTARE_M2, PIXEL_HA
 

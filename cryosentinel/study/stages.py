@@ -212,7 +212,15 @@ def baseline(study: Study, name: str = "mndwi", splits: Sequence[str] = ("val", 
 
     module = study.datamodule
     truth: Any = study.truth  # read by chip id, as a mapping is
-    predict = baselines.baseline(name, module.store, module.rows["train"].tolist(), truth=truth)
+    return evaluate_predictor(
+        study, baselines.baseline(name, module.store, module.rows["train"].tolist(), truth=truth), name, splits
+    )
+
+
+def evaluate_predictor(
+    study: Study, predict: Predictor, name: str, splits: Sequence[str] = ("val", "test")
+) -> Evaluation:
+    """Scores of a predictor that its name and its ``settings`` fix, kept in ``outputs/evaluations``."""
     folder = study.folders.predictions(name, getattr(predict, "settings", {}))
     return _evaluate(study, predict, folder, f"baseline {name}", splits)
 

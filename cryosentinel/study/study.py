@@ -131,5 +131,6 @@ class Study:
     reestimated_soup = stages.reestimated_soup
     checkpoint = stages.checkpoint
     evaluate = stages.evaluate
+    evaluate_predictor = stages.evaluate_predictor
     baseline = stages.baseline
     audit = stages.audit
