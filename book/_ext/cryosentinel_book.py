@@ -6,6 +6,7 @@ Roles and directives, all of which fail the build with a sentence where a figure
 ``{comparison}``                                   published figures beside those of the study and the standard run.
 ``{benchmarks} [PREFIX]``                          the table of benchmarks/results.json, ids that begin so.
 ``{seeds}``                                        mean and spread over the seeds of book/seeds.json.
+``{ledger}``                                       the published claims, each with its check and its status.
 ``{standard-run}``                                 which run the standard figures come from, or that there is none.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -235,6 +237,29 @@ class Seeds(SphinxDirective):
         return [_table(titles, rows, ["seeds"]), paragraph]
 
 
+class Ledger(SphinxDirective):
+    """``{ledger}``: the claims of the study's ledger.json, or a sentence where no study has written one."""
+
+    def run(self) -> list[nodes.Node]:
+        """A paragraph that counts the claims by status, and the table."""
+        path = _sources(self.env).paths["study"].with_name("ledger.json")
+        self.env.note_dependency(str(path.resolve()))
+        paragraph = nodes.paragraph()
+        if not path.is_file():
+            paragraph += nodes.Text("The ledger has not been written yet; the study writes it: make study.")
+            return [paragraph]
+        entries = list(json.loads(path.read_text(encoding="utf-8")).values())
+        counts = Counter(entry["status"] for entry in entries)
+        counted = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        paragraph += nodes.Text(f"Of {len(entries)} published claims: {counted}.")
+        rows: list[list[nodes.Node | str]] = [
+            [e["claim"], e["source"], e["checked"], e["found"], nodes.strong("", e["status"]), e["data"]]
+            for e in entries
+        ]
+        titles = ["Published claim", "Source", "How it was checked", "Found", "Status", "Rests on"]
+        return [paragraph, _table(titles, rows, ["ledger"])]
+
+
 class Benchmarks(SphinxDirective):
     """``{benchmarks} [PREFIX]``: the table of benchmarks/results.json, or a sentence where none has been run."""
 
@@ -325,6 +350,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("comparison", Comparison)
     app.add_directive("standard-run", StandardRun)
     app.add_directive("benchmarks", Benchmarks)
+    app.add_directive("ledger", Ledger)
     app.add_directive("seeds", Seeds)
     app.connect("config-inited", _configure, priority=100)  # sphinx_external_toc reads the contents at 900
     app.connect("html-page-context", _launch_buttons, priority=502)  # the theme makes its buttons at 501

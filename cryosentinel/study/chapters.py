@@ -15,6 +15,7 @@ from typing import Any
 from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
 from cryosentinel.files import read_json, replacing, sha256, write_json
 from cryosentinel.paths import CONFIGS, PACKAGE, project_root
+from cryosentinel.study import ledger
 from cryosentinel.study.study import Study
 
 NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
@@ -146,6 +147,7 @@ def run_study(
                 ) from None
             part.write_text(json.dumps(_as_chapter(json.loads(part.read_text("utf-8")), key), indent=1), "utf-8")
         study.metrics.note_time(f"notebook_{name}", time.monotonic() - begun)
+    ledger.write(study.out, study.metrics.read(), study.kind)
     print(f"Study {preset}: {study.metrics.path} after {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     return study.metrics.path
 

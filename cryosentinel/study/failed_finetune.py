@@ -207,6 +207,9 @@ class FailedFinetune:
     def record(self) -> pd.DataFrame:
         """Write this chapter's figures to the metrics file."""
         metrics = self.study.metrics.of(f"seed {self.study.seed}")
+        reason = "a property of the configuration has no interval"
+        parts = self.profiles["v2"].set_index("part").parameters
+        metrics.add("published_parameters_encoder", float(parts.drop("decoder").sum()), reason=reason)
         for version, first in self.first.items():
             reason = "a property of the configuration has no interval"
             metrics.add(f"finetune_{version}_lowest_learning_rate_share", first.share, reason=reason)
