@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from cryosentinel.errors import ConfigError, CryoSentinelError
 
 #: Options that stand alone.
 _ALONE = ("-h", "--help", "--version", "--print_config")
+_NUMBER = re.compile(r"-?\d+\.?\d*")
 _TRUTH = ("true", "false", "yes", "no")
 
 
@@ -54,6 +56,9 @@ def as_options(
                     raise ConfigError(f"The option {name} needs a value.")
                 else:
                     value = left.pop(0)
+            if name == "--bbox":  # four numbers, joined by commas or not
+                while value.count(",") < 3 and left and _NUMBER.fullmatch(left[0]):
+                    value += f",{left.pop(0)}"
             if many and name == f"--{positions[0]}" and not value.startswith("["):
                 value = json.dumps([value])
             if name == "--config":

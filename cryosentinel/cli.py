@@ -26,7 +26,7 @@ COMMANDS = {
     "score": "score saved tables again: thresholds, regions, calibration, intervals and differences, without a network",
     "audit": "compare labels, MNDWI and predictions, and score the corrected labels",
     "predict": "map water over 15-band GeoTIFF scenes of any size",
-    "map": "map lakes: from scenes, or chips of a dataset, to outlines with areas, a GeoPackage and an offline map",
+    "map": "map lakes: from scenes, chips, or a place and a year, to outlines with areas and an offline map",
     "change": "link the lakes of several years, and call change where it exceeds the intervals of their areas",
     "stack": "build a 15-band GeoTIFF from aligned Sentinel-2, Sentinel-1 and elevation rasters",
     "split": "assign chips to split blocks and certify that no split sees another's pixels",

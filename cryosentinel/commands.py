@@ -291,6 +291,8 @@ def map(
     s1: Path | None = None,
     dem: Path | None = None,
     data: Path | None = None,
+    service: str | None = None,
+    bbox: str | None = None,
     region: str = "",
     year: int | None = None,
     n_chips: int | None = None,
@@ -310,6 +312,11 @@ def map(
     precision: Choice = "auto",
     device: str = "cpu",
     scheduler: str | None = None,
+    workers: int = 2,
+    s2_service: str | None = None,
+    s1_service: str | None = None,
+    dem_service: str | None = None,
+    settings: Settings | None = None,
     model: Path | None = None,
     statistics: Path | None = None,
 ) -> None:
@@ -317,13 +324,15 @@ def map(
 
     Args:
         scenes: 15-band rasters (12 Sentinel-2 bands, VV, VH, elevation) of any size; or give --s2, --s1 and --dem, or
-            --data, --region and --year.
+            --data, --region and --year, or a place: --service, --bbox or --region, and --year.
         s2: 12 bands of Sentinel-2 L2A, reflectance x 10,000.
         s1: VV and VH on the same grid, dB.
         dem: elevation on the same grid, metres.
         data: folder of chips in the published format.
-        region: of the chips.
-        year: of the chips, or of the scenes where they do not say.
+        service: where the images of a place come from: planetary-computer, or the address of a STAC API.
+        bbox: west,south,east,north of a place, degrees.
+        region: of the chips; of a place one of the twelve regions, or a name of your own for its files.
+        year: of the chips or the place, or of the scenes where they do not say.
         n_chips: the first so many chips; all by default.
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path; the packaged weights by default.
         out: folder of the outputs; outputs/predictions by default.
@@ -341,16 +350,31 @@ def map(
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
         scheduler: address of a Dask scheduler, or local; one process without.
+        workers: threads that read the images of a place where there is no cluster.
+        s2_service: where Sentinel-2 of a place comes from another service.
+        s1_service: where Sentinel-1 of a place comes from another service.
+        dem_service: where the elevation of a place comes from another service.
+        settings: collections, seasons, cloud and radar limits of a place's images.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     rasters = [path for path in (s2, s1, dem) if path is not None]
-    if bool(scenes) + bool(rasters) + (data is not None) != 1 or len(rasters) not in (0, 3):
+    ways = bool(scenes), bool(rasters), data is not None, service is not None
+    if sum(ways) != 1 or len(rasters) not in (0, 3):
         raise ConfigError(
-            "Name what to map in one way: scenes, or --s2, --s1 and --dem, or --data, --region and --year."
+            "Name what to map in one way: scenes, or --s2, --s1 and --dem, or --data, --region and --year, or "
+            "--service, --bbox and --year."
         )
     if data is not None and (not region or year is None):
         raise ConfigError("Chips of a dataset are chosen by --region and --year; give both.")
+    if (service is not None and (not (region or bbox) or year is None)) or (bbox and service is None):
+        raise ConfigError("A place is chosen by --service, --bbox or --region, and --year; give all three.")
+    box = None
+    if service is not None:
+        from cryosentinel import ingest as room
+
+        box = room.parse_box(bbox) if bbox else None
+        room.region_box(region or "place", box)
     for path in (*(scenes or ()), *rasters):
         paths.existing(path, "raster")
     for given, what in ((glaciers, "file of glaciers"), (intervals, "file of intervals")):
@@ -359,15 +383,26 @@ def map(
     _look_for(ckpt, data, model, statistics)
     _check_device(device)
     from cryosentinel.mapping.gate import Gate
-    from cryosentinel.mapping.product import chip_scenes, map_lakes
+    from cryosentinel.mapping.product import chip_scenes, default_weights, map_lakes
     from cryosentinel.mapping.scene import Options, Scene
 
     out = out or paths.predictions()
+    if ckpt is None:
+        default_weights()  # said before images are fetched
     rules = Gate.read(gate_rules) if gate else None
     options = Options(flips, overlap=overlap, batch_size=batch_size, gate=rules, precision=precision)
     if data is not None:
         assert year is not None
         found = chip_scenes(data, region, year, out / "chips", n_chips)
+    elif service is not None:
+        from cryosentinel.mapping.place import MOSAIC, place_scenes
+
+        assert year is not None
+        own = (s2_service, s1_service, dem_service)
+        found = place_scenes(
+            year, service, out / "images", box, region, own, settings or MOSAIC,
+            None if scheduler == "local" else scheduler, workers,
+        )  # fmt: skip
     else:
         found = [Scene.of(scene, "", s2_offset, s1_linear) for scene in ([rasters] if rasters else scenes or [])]
     result = map_lakes(

@@ -54,6 +54,12 @@ def chip_id(region: str, epsg: int, row: int, col: int, year: int) -> str:
     return f"{region}_{zone}_{col:05d}_{-row:06d}_{year}"
 
 
+def chip_corner(chip: str) -> tuple[int, int, int]:
+    """EPSG code, row and column of the upper left pixel: the inverse of :func:`chip_id`."""
+    zone, col, row = chip.split("_")[-4:-1]
+    return (32600 if zone[-1] == "N" else 32700) + int(zone[:-1]), -int(row), int(col)
+
+
 def place_id(chip: str) -> str:
     """What the identifiers of a place's chips of all years have in common: the chip's without the year."""
     return chip.rsplit("_", 1)[0]

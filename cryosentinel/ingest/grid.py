@@ -181,6 +181,32 @@ def all_cells(region: str, box: Box) -> list[Cell]:
     return cells
 
 
+def tiles(box: Box) -> list[Cell]:
+    """Chips side by side, corners on multiples of their side, that meet a box: in each UTM zone its part of it."""
+    import shapely
+    from pyproj import Transformer
+
+    cells = []
+    for epsg in zones(box):
+        west = (epsg % 100 - 1) * 6.0 - 180
+        south, north = (0.0, 90.0) if epsg < 32700 else (-90.0, 0.0)
+        part = shapely.box(*box).intersection(shapely.box(west, south, west + 6, north))
+        if part.area == 0:  # the box ends at the zone's border
+            continue
+        # Points along the edges, not only corners: they are curves in the projection.
+        to_zone = Transformer.from_crs(4326, epsg, always_xy=True)
+        outline = shapely.transform(shapely.segmentize(part, 0.05), to_zone.transform, interleaved=False)
+        side = SIDE * STEP_M
+        x0, y0, x1, y1 = (np.array(outline.bounds) / side).tolist()
+        i, j = (np.arange(np.floor(a), np.ceil(b)).astype(int) for a, b in ((-y1, -y0), (x0, x1)))
+        grid = SIDE * np.stack(np.meshgrid(i, j, indexing="ij"), axis=-1).reshape(-1, 2)
+        left, top = grid[:, 1] * STEP_M, -grid[:, 0] * STEP_M
+        shapely.prepare(outline)
+        meets = shapely.intersects(outline, shapely.box(left, top - side, left + side, top))
+        cells += [Cell(epsg, a, b) for a, b in grid[meets].tolist()]
+    return cells
+
+
 def _rank(cell: Cell) -> str:
     return hashlib.sha1(f"{cell.epsg}|{cell.i}|{cell.j}".encode(), usedforsecurity=False).hexdigest()
 

@@ -178,12 +178,13 @@ def _optical(task: Task, geobox: Any, result: Result) -> dict[Cell, Composite]:
     result.broken += summer.broken
     result.notes += summer.notes
 
-    def clear(composite: Composite, cell: Cell) -> bool:
+    def clear(composite: Composite, cell: Cell, hidden: float) -> bool:
         share = float((composite.source[group.slices(cell)] >= 0).mean())
-        return share > 0 and share >= 1 - settings.max_cloud / 100
+        return share > 0 and share >= 1 - hidden / 100
 
-    chosen = {cell: summer for cell in group.cells if clear(summer, cell)}
+    chosen = {cell: summer for cell in group.cells if clear(summer, cell, settings.max_cloud)}
     hidden = [cell for cell in group.cells if cell not in chosen]
+    last_try = summer
     if hidden and later:
         needed = np.zeros(group.shape, bool)
         for cell in hidden:
@@ -192,13 +193,12 @@ def _optical(task: Task, geobox: Any, result: Result) -> dict[Cell, Composite]:
         result.broken += autumn.broken
         result.notes += autumn.notes
         added = autumn.source >= 0
-        both = Composite(
+        last_try = Composite(
             np.where(added, autumn.s2, summer.s2),
             np.where(added, autumn.source + len(summer.scenes), summer.source).astype(np.int16),
             summer.scenes + autumn.scenes,
         )
-        chosen |= {cell: both for cell in hidden if clear(both, cell)}
-    return chosen
+    return chosen | {cell: last_try for cell in hidden if clear(last_try, cell, settings.max_hidden)}
 
 
 class _PassReader:

@@ -16,7 +16,7 @@ from cryosentinel.data.chips import write_shard
 from cryosentinel.data.pixels import YEAR_RANGE
 from cryosentinel.errors import ConfigError, CryoSentinelError, HubError, InputError
 from cryosentinel.files import read_json, sha256
-from cryosentinel.ingest.grid import Box, Cell, ChipGroup, all_cells, make_groups, region_box, with_background
+from cryosentinel.ingest.grid import Box, Cell, ChipGroup, all_cells, make_groups, region_box, tiles, with_background
 from cryosentinel.ingest.group import KEPT, SERVER_DOWN, Result, Task, build_group
 from cryosentinel.ingest.inventory import lake_cells, no_inventory, outlines_of, read_inventory
 from cryosentinel.ingest.report import (
@@ -49,8 +49,8 @@ def plan(region: str, box: Box, lakes: Any, settings: Settings, labelled: bool =
     Raises:
         InputError: no lake lies in the box, and not every chip of the box is wanted.
     """
-    if settings.background is None or not labelled:
-        cells: set[Cell] = set(all_cells(region, box))
+    if settings.side_by_side or settings.background is None or not labelled:
+        cells: set[Cell] = set(tiles(box) if settings.side_by_side else all_cells(region, box))
         if not cells:
             raise InputError(f"The box {box} holds no chip's centre; give a larger one.")
     else:

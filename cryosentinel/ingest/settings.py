@@ -19,7 +19,9 @@ class Settings:
             services.
         season, fallback: first and last day (MM-DD) of the late-summer composite, and of the scenes that fill in where
             summer is not enough.
-        max_cloud: percent: scenes above it are not looked at, chips of which more stays hidden are skipped.
+        max_cloud: percent: scenes above it are not looked at, chips of which more stays hidden in summer take the
+            fallback's scenes as well.
+        max_hidden: percent: chips of which more stays hidden after that are skipped.
         max_scenes: Sentinel-2 acquisitions that a group of chips is composed of at most, the least cloudy ones.
         hidden_classes: classes of Sen2Cor's scene classification that hide the ground: 1 saturated or defective,
             3 cloud shadow, 8 and 9 cloud, 10 thin cirrus. Without 1 and 10 more of a bright glacier stays in.
@@ -28,6 +30,8 @@ class Settings:
         radar_shift: metres by which a pass may look displaced against the relief before it is refused; 0 for any.
         speckle: side in pixels (odd) of a Lee filter over linear backscatter; 0 for none.
         min_valid: share of a chip's pixels that all three modalities must hold.
+        side_by_side: every chip side by side that meets the box, whatever its centre and labels, as a mosaic needs
+            them; by default chips overlap by half and have their centre in the box.
         background: chips without a lake for each chip with one, drawn near them; None takes every chip of the box.
         group: strides a side of the squares whose chips are read together. Memory grows with its square, requests fall:
             see the chapter on ingest.
@@ -42,6 +46,7 @@ class Settings:
     season: tuple[str, str] = ("08-01", "09-30")
     fallback: tuple[str, str] = ("10-01", "10-31")
     max_cloud: float = 30.0
+    max_hidden: float = 30.0
     max_scenes: int = 8
     hidden_classes: tuple[int, ...] = (1, 3, 8, 9, 10)
     cloud_buffer: int = 6
@@ -49,6 +54,7 @@ class Settings:
     radar_shift: float = 150.0
     speckle: int = 0
     min_valid: float = 0.7
+    side_by_side: bool = False
     background: float | None = 0.25
     group: int = 24
     chips_per_shard: int = 64
@@ -62,6 +68,7 @@ class Settings:
             self.days(name, 2023)
         bounds = {
             "max_cloud": (0, 100),
+            "max_hidden": (0, 100),
             "max_scenes": (1, 100),
             "cloud_buffer": (0, 100),
             "radar_days": (0, 60),
