@@ -11,11 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from model_factory import batch, toy  # noqa: E402
+
 from cryosentinel.data.chips import Chip  # noqa: E402
 from cryosentinel.errors import InputError  # noqa: E402
 from cryosentinel.evaluation import metrics  # noqa: E402
 from cryosentinel.evaluation.evaluate import evaluate, score_maps, table_path  # noqa: E402
-from cryosentinel.evaluation.predictors import model_predictor  # noqa: E402
+from cryosentinel.evaluation.predictors import ModelPredictor, model_predictor  # noqa: E402
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps  # noqa: E402
 from cryosentinel.evaluation.scores import INVALID, read_scores  # noqa: E402
 from cryosentinel.evaluation.summary import headline  # noqa: E402
@@ -256,3 +258,70 @@ def test_the_model_predictor_averages_flips_in_logit_space():
     np.testing.assert_allclose(flipped, expected, atol=1e-5)
     assert not model.training and flipped.dtype == np.float32
     assert model_predictor(model, 4, "bf16-mixed").settings == {"flips": 4, "precision": "bf16-mixed"}
+
+
+def test_views_leave_how_far_they_disagree():
+    model, batch = Brightness(), {"S2L2A": torch.rand(2, 12, SIZE, SIZE) * 12_000}
+    flips, turns = ModelPredictor(model, 4), ModelPredictor(model, 4, turns=True)
+    band, weight = (batch["S2L2A"][:, 2] - 6000) / 2000, model.weight.detach()
+    flips(batch)
+    # Left-right and both turn the columns' weights round, up-down and none do not.
+    pair = torch.stack([torch.sigmoid(band + weight), torch.sigmoid(band + weight.flip(0))])
+    np.testing.assert_allclose(flips.views["spread"], (pair[0] - pair[1]).abs(), atol=1e-5)
+    np.testing.assert_array_equal(flips.views["first"], ModelPredictor(model, 1)(batch))
+    four = torch.stack([band + weight, band + weight.flip(0), band + weight[:, None], band + weight.flip(0)[:, None]])
+    np.testing.assert_allclose(turns(batch), torch.sigmoid(four.mean(0)), atol=1e-5)
+    np.testing.assert_allclose(turns.views["spread"], 2 * torch.sigmoid(four).std(0, correction=0), atol=1e-5)
+    assert turns.settings == {**flips.settings, "turns": True} and not ModelPredictor(model, 1).beside
+
+
+def test_a_missing_modality_is_the_mean_of_the_statistics():
+    model, data = toy().eval(), batch(2)
+    means = {name: torch.tensor(model.statistics.means[name]).float() for name in ("S2L2A", "DEM")}
+    filled = {**data, **{name: mean[None, :, None, None].expand_as(data[name]) for name, mean in means.items()}}
+    lacking = ModelPredictor(model, 1, "32-true", without=("S2L2A", "DEM"))
+    np.testing.assert_allclose(lacking(data), ModelPredictor(model, 1, "32-true")(filled), atol=1e-6)
+    assert lacking.settings["without"] == ["S2L2A", "DEM"]
+
+
+@dataclass
+class Disagreeing(Green):
+    """Says of every batch how far its views disagree."""
+
+    beside: tuple = ("first", "spread")
+
+    def __call__(self, batch):
+        self.views = {
+            "first": (batch["S2L2A"][:, 4] / 16_000).numpy(),
+            "spread": (batch["S2L2A"][:, 3] / 16_000).numpy(),
+        }
+        return super().__call__(batch)
+
+
+def test_the_spread_is_kept_beside_the_maps_and_goes_on_with_them(tmp_path):
+    store = MemoryStore()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Disagreeing(stop_after=4), store)
+    (part,) = tmp_path.glob(".probability_val.*.part.npy")
+    part.write_bytes(part.read_bytes()[:-1])  # killed between the two: the spread is a map ahead
+    rest = Disagreeing()
+    found = run(tmp_path, rest, store)
+    assert rest.seen == 20
+    for split, chips in (("val", store.chips[:11]), ("test", store.chips[11:])):
+        spread = found.spread(split)
+        assert spread.rows == found.maps(split).rows
+        for i, chip in enumerate(chips):
+            expected = np.where(chip.valid, chip.s2[3] / 16_000, np.nan)
+            np.testing.assert_allclose(spread.probability(i), expected, atol=0.00251)
+    single = Green()
+    first = run(tmp_path / "single", single, store, single_of=(tmp_path, {}))
+    assert single.seen == 0 and first.maps("test").rows == found.maps("test").rows
+    np.testing.assert_allclose(first.maps("val").probability(0)[5], store.chips[0].s2[4, 5] / 16_000, atol=0.00251)
+    run(tmp_path / "other", single, store, single_of=(tmp_path, {"flips": 2}))
+    assert single.seen == 23, "the first view of other predictions is not taken"
+    (tmp_path / "probability_test_spread.json").unlink()
+    again = Disagreeing()
+    run(tmp_path, again, store)
+    assert again.seen == 12
+    with pytest.raises(InputError, match="spread"):
+        run(tmp_path / "plain", store=store).spread("test")

@@ -5,7 +5,7 @@ import torch
 from model_factory import batch, slim, toy
 
 from cryosentinel.errors import ConfigError
-from cryosentinel.models.tta import flip_logits
+from cryosentinel.models.tta import FLIPS, TURNS, flip_logits, view_logits
 
 
 def test_mean_of_four_flips_in_logit_space_refiner_inside():
@@ -47,3 +47,16 @@ def test_other_entries_of_the_batch_pass_untouched():
 def test_three_flips_end_in_a_sentence():
     with pytest.raises(ConfigError, match="flips is 3"):
         flip_logits(toy(), batch(1), 3)
+
+
+@pytest.mark.parametrize("views", [FLIPS, TURNS])
+def test_every_view_is_turned_back(views):
+    data = {**batch(1), "row": torch.tensor([3])}
+    seen = list(view_logits(lambda given: given["DEM"][:, 0], data, views))
+    assert len(seen) == 4 and all(torch.equal(one, data["DEM"][:, 0]) for one in seen)
+    ramp = torch.arange(128.0).expand(1, 128, 128)  # a network that answers with the column in its own view
+    columns = torch.stack(list(view_logits(lambda given: ramp, data, views)))
+    expected = [ramp, ramp.flip(-1), ramp, ramp.flip(-1)] if views is FLIPS else [
+        ramp.rot90(-k, (-2, -1)) for k in range(4)
+    ]  # fmt: skip
+    assert torch.equal(columns, torch.stack(expected))

@@ -12,13 +12,14 @@ intervals did worse there (88 and 90 %). A test measures the coverage.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cryosentinel.errors import InputError
-from cryosentinel.evaluation.metrics import chip_keys, metric_entry, parts
+from cryosentinel.evaluation.metrics import chip_keys, metric_entry, parts, ratio
 from cryosentinel.evaluation.scores import histograms
 
 if TYPE_CHECKING:
@@ -112,15 +113,36 @@ def ratio_of_sums(
     Returns:
         Without an interval (and with the reason) when fewer than :data:`MIN_LAKE_BLOCKS` blocks hold lake.
     """
+    return score_of_sums(
+        np.stack([numerator, denominator], axis=1), lambda sums: ratio(sums[..., 0], sums[..., 1]), blocks, lake, level,
+        resamples, seed,
+    )  # fmt: skip
+
+
+def score_of_sums(
+    columns: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    blocks: np.ndarray,
+    lake: np.ndarray,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Estimate:
+    """Any function of sums over chips with its block-bootstrap percentile interval.
+
+    Args:
+        columns: (N, K) of each chip.
+        score: from sums (..., K) to scores (...).
+        blocks, lake, level, resamples, seed: as for :func:`ratio_of_sums`.
+    """
     codes, count, bearing = _blocks(blocks, lake)
-    value = numerator.sum() / denominator.sum() if denominator.sum() else math.nan
+    value = float(score(columns.sum(axis=0)))
     reason = _reason(value, bearing, count)
     low = high = None
     if not reason:
-        totals = multiplicities(count, resamples, seed) @ _block_sums(codes, count, numerator, denominator)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            low, high = _percentiles(totals[:, 0] / totals[:, 1], level)
-    return Estimate(float(value), low, high, len(numerator), count, bearing, reason)
+        totals = multiplicities(count, resamples, seed) @ _block_sums(codes, count, *columns.T)
+        low, high = _percentiles(score(totals), level)
+    return Estimate(value, low, high, len(columns), count, bearing, reason)
 
 
 def estimate(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5, **options: Any) -> Estimate:

@@ -19,7 +19,7 @@ import numpy as np
 
 from cryosentinel.errors import InputError
 from cryosentinel.evaluation.predictors import Predictor
-from cryosentinel.evaluation.probability_maps import MapWriter, ProbabilityMaps, has_maps
+from cryosentinel.evaluation.probability_maps import MapWriter, ProbabilityMaps, has_maps, take_maps
 from cryosentinel.evaluation.scores import INVALID, ScoreBuilder, probability_bins, read_scores, write_scores
 from cryosentinel.files import replacing
 
@@ -90,6 +90,14 @@ class Evaluation:
     def maps(self, split: str) -> ProbabilityMaps:
         """The probability maps of a split."""
         return ProbabilityMaps.open(self.folder, split)
+
+    def spread(self, split: str) -> ProbabilityMaps:
+        """How far the averaged views disagree: twice the standard deviation of their probabilities, as maps.
+
+        Raises:
+            InputError: the predictor averaged no views.
+        """
+        return ProbabilityMaps.open(self.folder, f"{split}_spread")
 
     def summary(self, threshold: float = 0.5) -> pd.DataFrame:
         """Global IoU with its interval, and the mean per-chip IoU, by split and reference."""
@@ -198,14 +206,21 @@ def _predict(
 ) -> None:
     from tqdm import tqdm
 
-    writer = MapWriter(folder, split, rows, key)
-    bar = tqdm(total=len(rows), initial=writer.done, desc=f"predict {split}", unit="chip", disable=not progress)
+    names = {name: f"{split}_{name}" for name in getattr(predict, "beside", ())} | {"": split}
+    writers = {name: MapWriter(folder, file, rows, key) for name, file in names.items()}
+    done = min(writer.done for writer in writers.values())
+    for writer in writers.values():
+        writer.rewind(done)
+    bar = tqdm(total=len(rows), initial=done, desc=f"predict {split}", unit="chip", disable=not progress)
     with bar:
-        for chips, batch in chip_batches(store, rows[writer.done :], batch_size):
-            probability = np.asarray(predict(batch), dtype=np.float32)
-            writer.append(_chip_bins(probability, chips, batch["valid"].numpy()))
+        for chips, batch in chip_batches(store, rows[done:], batch_size):
+            probability, valid = np.asarray(predict(batch), dtype=np.float32), batch["valid"].numpy()
+            for name, writer in writers.items():
+                values = predict.views[name] if name else probability  # type: ignore[attr-defined]
+                writer.append(_chip_bins(values, chips, valid))
             bar.update(len(chips))
-    writer.finish()
+    for writer in writers.values():
+        writer.finish()
 
 
 def score_maps(
@@ -266,6 +281,7 @@ def evaluate(
     block_size: float = 0.15,
     threshold: float = 0.5,
     progress: bool = True,
+    single_of: tuple[Path, Mapping[str, Any]] | None = None,
 ) -> Evaluation:
     """Evaluate a predictor on splits, or take what is already there for the same digest, settings and chips.
 
@@ -281,10 +297,12 @@ def evaluate(
         block_size: of the split blocks, degrees.
         threshold: of the breakdown by region.
         progress: show bars.
+        single_of: folder and settings of an evaluation that averages views; where it is there, its first view is taken
+            for this one, and nothing is predicted.
 
     Returns:
-        The tables; the files are ``per_chip_<split>[_<reference>].parquet``, ``probability_<split>.{npy,json}``,
-        ``per_region_breakdown.json`` and ``threshold_sweep.json``.
+        The tables; the files are ``per_chip_<split>[_<reference>].parquet``, ``per_region_breakdown.json``,
+        ``threshold_sweep.json``, and ``probability_<split>.{npy,json}``, and ``..._first`` and ``..._spread`` of views.
 
     Raises:
         InputError: an empty split, two chips of one name, chips of several sizes, or predictions that are not
@@ -309,7 +327,11 @@ def evaluate(
             )
         key = _key(digest, settings, store.index, chosen)
         scored = f"{key}|{block_size}"
-        if not has_maps(folder, split, key):
+        wanted_maps = [split, *(f"{split}_{name}" for name in getattr(predict, "beside", ()))]
+        if single_of is not None:
+            averaged, others = single_of
+            take_maps(averaged, f"{split}_first", _key(digest, others, store.index, chosen), folder, split, key)
+        if not all(has_maps(folder, name, key) for name in wanted_maps):
             _predict(predict, store, chosen, folder, split, key, batch_size, progress)
         missing = {}
         for name, reference in wanted.items():

@@ -35,7 +35,7 @@ METRICS: dict[str, str] = {
 }
 
 
-def _ratio(numerator: Any, denominator: Any) -> Any:
+def ratio(numerator: Any, denominator: Any) -> Any:
     """Quotient in float64 (a number or an array), not a number where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.true_divide(numerator, denominator)
@@ -111,7 +111,7 @@ def parts(table: pd.DataFrame, metric: str, threshold: float) -> tuple[np.ndarra
 def score(table: pd.DataFrame, metric: str = "iou", threshold: float = 0.5) -> float:
     """One score of a table; not a number where the data do not define it."""
     numerator, denominator = parts(table, metric, threshold)
-    return float(_ratio(numerator.sum(), denominator.sum()))
+    return float(ratio(numerator.sum(), denominator.sum()))
 
 
 def sweep(table: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
@@ -136,10 +136,10 @@ def sweep(table: pd.DataFrame, thresholds: Sequence[float] = THRESHOLDS) -> pd.D
     usable, bearing = n_lake + n_background > 0, n_lake > 0
     return pd.DataFrame(
         {"threshold": np.asarray(thresholds, dtype=float), "tp": found, "fp": alarms, "fn": lakes - found,
-         "tn": n_background.sum() - alarms, "iou": _ratio(found, lakes + alarms),
-         "f1": _ratio(2 * found, found + lakes + alarms), "precision": _ratio(found, found + alarms),
-         "recall": _ratio(found, lakes), "mean_chip_iou": _ratio(iou[usable].sum(axis=0), usable.sum()),
-         "mean_chip_iou_lake": _ratio(iou[bearing].sum(axis=0), bearing.sum())}
+         "tn": n_background.sum() - alarms, "iou": ratio(found, lakes + alarms),
+         "f1": ratio(2 * found, found + lakes + alarms), "precision": ratio(found, found + alarms),
+         "recall": ratio(found, lakes), "mean_chip_iou": ratio(iou[usable].sum(axis=0), usable.sum()),
+         "mean_chip_iou_lake": ratio(iou[bearing].sum(axis=0), bearing.sum())}
     )  # fmt: skip
 
 

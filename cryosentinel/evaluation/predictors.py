@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,26 +31,53 @@ class ModelPredictor:
 
     Args:
         segmenter: a :class:`cryosentinel.models.segmenter.Segmenter`; put into evaluation mode.
-        flips: 1 (none) or 4 (both axes).
+        flips: 1 (none), 2 or 4 (both axes).
         precision: see :func:`cryosentinel.precision.choose`; the sigmoid is always float32.
+        turns: average four quarter turns in the place of flips.
+        without: modalities that are missing: every pixel has the mean of the segmenter's statistics instead.
+
+    Attributes:
+        beside: names of what each call leaves in ``views``: nothing where there is one view.
+        views: of the last batch, (B, H, W) float32 each: "first" is the probability without averaging, "spread" twice
+            the standard deviation of the views' probabilities, which lies in 0..1.
     """
 
-    def __init__(self, segmenter: torch.nn.Module, flips: int = 4, precision: str = "auto") -> None:
-        self._segmenter = segmenter.eval()
+    views: dict[str, np.ndarray]
+
+    def __init__(
+        self,
+        segmenter: torch.nn.Module,
+        flips: int = 4,
+        precision: str = "auto",
+        turns: bool = False,
+        without: Sequence[str] = (),
+    ) -> None:
+        self._segmenter: Any = segmenter.eval()
         self._device = next(segmenter.parameters()).device
         self.precision = choose(precision, self._device.type)
         self.settings: dict[str, Any] = {"flips": flips, "precision": self.precision.name}
+        self.beside = ("first", "spread") if turns or flips > 1 else ()
+        self.settings |= ({"turns": True} if turns else {}) | ({"without": list(without)} if without else {})
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """See :class:`Predictor`."""
         import torch
 
-        from cryosentinel.models.tta import flip_logits
+        from cryosentinel.models.tta import FLIPS, TURNS, view_logits
 
+        views = TURNS if "turns" in self.settings else FLIPS[: self.settings["flips"]]
         moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+        for name in self.settings.get("without", ()):
+            means = torch.tensor(self._segmenter.statistics.means[name], device=self._device)
+            moved[name] = means[None, :, None, None].expand_as(moved[name]).float()
         with torch.inference_mode(), self.precision.autocast(self._device.type):
-            logits = flip_logits(self._segmenter, moved, flips=self.settings["flips"])
-        return torch.sigmoid(logits.float()).cpu().numpy()
+            logits = torch.stack(list(view_logits(self._segmenter, moved, views)))
+        if self.beside:
+            each = torch.sigmoid(logits)
+            spread = (2 * each.std(0, correction=0)).clamp(0, 1)
+            self.views = {"first": each[0].cpu().numpy(), "spread": spread.cpu().numpy()}
+        # Added one after the other, as everywhere else: a mean over the stack may differ in the last bit.
+        return torch.sigmoid(functools.reduce(torch.add, logits) / len(views)).cpu().numpy()
 
 
 def model_predictor(segmenter: torch.nn.Module, flips: int = 4, precision: str = "auto") -> ModelPredictor:

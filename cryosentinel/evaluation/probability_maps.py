@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from cryosentinel.errors import InputError
 from cryosentinel.evaluation.scores import BINS, INVALID, threshold_bin
-from cryosentinel.files import read_json, write_json
+from cryosentinel.files import read_json, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class MapWriter:
         self._start = start
         return int(whole)
 
-    def read(self, i: int) -> np.ndarray:
-        """(H, W) of a map that is already there."""
-        assert self._shape is not None
-        size = self._shape[0] * self._shape[1]
-        return np.fromfile(self._part, np.uint8, size, offset=self._start + i * size).reshape(self._shape)
+    def rewind(self, done: int) -> None:
+        """Keep the first ``done`` maps only."""
+        if self._shape is not None and done < self.done:
+            os.truncate(self._part, self._start + done * self._shape[0] * self._shape[1])
+        self.done = done
 
     def append(self, bins: np.ndarray) -> None:
         """Add the next maps.
@@ -147,7 +148,24 @@ class MapWriter:
             os.fsync(handle.fileno())
         self._about.unlink(missing_ok=True)
         os.replace(self._part, self._final)
-        write_json(self._about, {"key": self._key, "rows": self._rows, "bins": BINS, "invalid": INVALID})
+        write_json(self._about, _about(self._key, self._rows))
+
+
+def take_maps(source: Path, name: str, source_key: str, folder: Path, split: str, key: str) -> None:
+    """Take maps that another evaluation left for those of a split, where they have the key and the split has none."""
+    if has_maps(folder, split, key) or not has_maps(source, name, source_key):
+        return
+    rows = ProbabilityMaps.open(source, name).rows
+    with replacing(folder / f"probability_{split}.npy") as part:
+        try:
+            os.link(source / f"probability_{name}.npy", part)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / f"probability_{name}.npy", part)
+    write_json(folder / f"probability_{split}.json", _about(key, rows))
+
+
+def _about(key: str, rows: Sequence[int]) -> dict[str, Any]:
+    return {"key": key, "rows": list(rows), "bins": BINS, "invalid": INVALID}
 
 
 def has_maps(folder: Path, split: str, key: str) -> bool:

@@ -1,8 +1,8 @@
-"""Test-time augmentation: the mean of flipped passes, in logit space."""
+"""Test-time augmentation: the mean of flipped or turned passes, in logit space."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,34 @@ from torch import nn
 from cryosentinel.errors import ConfigError
 from cryosentinel.sensors import MODALITIES
 
-#: Image axes to flip, in the order in which the passes are added: identity, horizontal, vertical, both.
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+#: A view of the images: quarter turns, then image axes to flip.
+View = tuple[int, tuple[int, ...]]
+#: In the order in which the passes are added: identity, horizontal, vertical, both.
+FLIPS: tuple[View, ...] = ((0, ()), (0, (-1,)), (0, (-2,)), (0, (-2, -1)))
+TURNS: tuple[View, ...] = ((0, ()), (1, ()), (2, ()), (3, ()))
 
 
-def flip_logits(model: nn.Module, batch: Mapping[str, Any], flips: int = 4) -> torch.Tensor:
-    """Average the logits over flips of the images; a refiner inside the model sees each flip.
+def view_logits(model: nn.Module, batch: Mapping[str, Any], views: Sequence[View]) -> Iterator[torch.Tensor]:
+    """The logits of each view, turned back; a refiner inside the model sees the view.
 
     Args:
         model: maps a batch to logits (B, H, W), for example a :class:`~cryosentinel.models.segmenter.Segmenter`.
-        batch: modality -> (B, bands, H, W); other keys are passed on untouched.
+        batch: modality -> (B, bands, H, W), square where views are turned; other keys are passed on untouched.
+        views: which.
+
+    Yields:
+        Logits, float32 (B, H, W).
+    """
+    for turns, axes in views:
+        seen = {k: v.rot90(turns, (-2, -1)).flip(axes) if k in MODALITIES else v for k, v in batch.items()}
+        yield model(seen if turns or axes else batch).float().flip(axes).rot90(-turns, (-2, -1))
+
+
+def flip_logits(model: nn.Module, batch: Mapping[str, Any], flips: int = 4) -> torch.Tensor:
+    """Average the logits over flips of the images.
+
+    Args:
+        model, batch: as for :func:`view_logits`.
         flips: 1 (none), 2 (and left-right) or 4 (and up-down, and both: the published setting).
 
     Returns:
@@ -32,13 +50,7 @@ def flip_logits(model: nn.Module, batch: Mapping[str, Any], flips: int = 4) -> t
     if flips not in (1, 2, 4):
         raise ConfigError(f"flips is {flips}; it is 1 (no augmentation), 2 or 4.")
     total: torch.Tensor | None = None
-    for axes in FLIPS[:flips]:
-        logits = model(_flipped(batch, axes)).float()
-        logits = logits.flip(axes) if axes else logits
+    for logits in view_logits(model, batch, FLIPS[:flips]):
         total = logits if total is None else total + logits
     assert total is not None
     return total / flips
-
-
-def _flipped(batch: Mapping[str, Any], axes: tuple[int, ...]) -> dict[str, Any]:
-    return {k: v.flip(axes) if axes and k in MODALITIES else v for k, v in batch.items()}

@@ -22,10 +22,14 @@ from cryosentinel.evaluation.objects import lake_table
 from cryosentinel.evaluation.scores import write_scores
 from cryosentinel.files import replacing
 from cryosentinel.paths import SOUP
+from cryosentinel.sensors import S2_BANDS
+from cryosentinel.study.stages import Chips
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cryosentinel.data.chips import Chip
+    from cryosentinel.simulate import Truth
     from cryosentinel.study.study import Study
 
 OWN, PLAIN = "soup", "soup_1_flip"
@@ -106,26 +110,42 @@ class _Labels:
         return np.stack([(self._store[row].mask > 0).astype(np.float32) for row in batch["row"].tolist()])
 
 
-def scored(study: Study, evaluation: Evaluation, threshold: float | None = None) -> Scored:
+def lake_layers(chip: Chip, truth: Truth) -> dict[str, np.ndarray]:
+    """What is at a chip's pixels that may make a lake hard to find.
+
+    Returns:
+        (H, W) each: cloud, shadow (of clouds or terrain) and frozen are 0 or 1, turbidity is the normalised difference
+        of red and green (NDTI: Lacaux et al. 2007).
+    """
+    from cryosentinel.simulate import Material
+
+    green, red = (chip.s2[S2_BANDS.index(band)].astype(np.float32) for band in ("B03", "B04"))
+    return {
+        "cloud": truth.cloud == 1, "shadow": (truth.cloud == 2) | (truth.terrain_shadow > 0),
+        "frozen": truth.material == Material.FROZEN_LAKE, "turbidity": (red - green) / np.maximum(red + green, 1),
+    }  # fmt: skip
+
+
+def scored(on: Chips, evaluation: Evaluation, threshold: float | None = None) -> Scored:
     """Add lakes and causes to an evaluation; they are made once and kept beside its score tables.
 
     Args:
-        study: the chips.
+        on: the chips of its test split.
         evaluation: of a predictor.
         threshold: from which a pixel is water; None for the best on validation.
     """
     at = best_threshold(evaluation.table("val"), thresholds=ALL_THRESHOLDS) if threshold is None else threshold
-    store, truth, key = study.datamodule.store, study.truth, evaluation.table("test").attrs["key"]
-    block_size, maps, causes = study.datamodule.block_size, evaluation.maps("test"), None
+    truth, key = on.truth, evaluation.table("test").attrs["key"]
+    maps, causes = evaluation.maps("test"), None
 
     def make_lakes() -> pd.DataFrame:
-        reference = None if truth is None else lambda chip: truth[chip.chip_id].lake
-        return lake_table(maps, store, reference, at, block_size, progress=True)
+        layers = None if truth is None else lambda chip: lake_layers(chip, truth[chip.chip_id])
+        return lake_table(maps, on.store, on.references.get("truth"), at, on.block_size, progress=True, layers=layers)
 
     lakes = kept(evaluation.folder / "lakes_test.parquet", f"{key}|{at}", make_lakes)
     if truth is not None:
         path = evaluation.folder / "causes_test.parquet"
-        causes = kept(path, key, lambda: cause_table(maps, store, truth, block_size, progress=True))
+        causes = kept(path, key, lambda: cause_table(maps, on.store, truth, on.block_size, progress=True))
     return Scored(evaluation, at, lakes, causes)
 
 
@@ -145,12 +165,12 @@ def score_all(
         :data:`CEILINGS` where the truth is known.
     """
     path = study.checkpoint(os.fspath(ckpt))
-    own, plain = study.evaluate(path, flips), study.evaluate(path, 1)
-    found = {OWN: scored(study, own, threshold), PLAIN: Scored(plain, threshold)}
-    found |= {name: scored(study, study.baseline(name)) for name in BASELINES}
+    on = Chips.of(study, ("val", "test"))
+    found = {OWN: scored(on, study.evaluate(path, flips), threshold), PLAIN: Scored(study.evaluate(path, 1), threshold)}
+    found |= {name: scored(on, study.baseline(name)) for name in BASELINES}
     if study.truth is not None:
-        labels = study.evaluate_predictor(_Labels(study.datamodule.store), "label")
-        found |= {"label": scored(study, labels), "oracle": scored(study, study.baseline("oracle"))}
+        labels = study.evaluate_predictor(_Labels(on.store), "label")
+        found |= {"label": scored(on, labels), "oracle": scored(on, study.baseline("oracle"))}
     about = {"data": study.kind, "preset": study.preset, "checkpoint": f"{path.parent.parent.name}/{path.name}"}
     for name, one in found.items():
         one.write(study.out / "tables" / name, about)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,11 @@ from cryosentinel.precision import choose
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cryosentinel.data.store import ChipStore
     from cryosentinel.evaluation.audit import Audit
-    from cryosentinel.evaluation.evaluate import Evaluation
-    from cryosentinel.evaluation.predictors import Predictor
+    from cryosentinel.evaluation.evaluate import Evaluation, Reference
+    from cryosentinel.evaluation.predictors import ModelPredictor, Predictor
+    from cryosentinel.simulate import TruthStore
     from cryosentinel.study.comparison import Network
     from cryosentinel.study.study import Study
 
@@ -141,15 +144,57 @@ def checkpoint(study: Study, ckpt: str = SOUP) -> Path:
     return resolve_checkpoint(ckpt, runs)
 
 
+@dataclass(frozen=True)
+class Chips:
+    """Chips to score on.
+
+    Attributes:
+        root: their dataset.
+        store: random access to its chips.
+        truth: chip id -> what is true of it, None where that is not known.
+        rows: split -> positions in the store's index.
+        block_size: of the split blocks, degrees.
+    """
+
+    root: Path
+    store: ChipStore
+    truth: TruthStore | None
+    rows: Mapping[str, Sequence[int]]
+    block_size: float
+
+    @classmethod
+    def of(cls, study: Study, splits: Sequence[str]) -> Chips:
+        """Whole splits of a study."""
+        module = study.datamodule
+        rows = {split: module.rows[split].tolist() for split in splits}
+        return cls(study.root, module.store, study.truth, rows, module.block_size)
+
+    @property
+    def key(self) -> list[Any]:
+        """What tells them apart, in plain types."""
+        return [str(self.root.resolve()), {split: list(rows) for split, rows in self.rows.items()}]
+
+    @property
+    def references(self) -> dict[str, Reference]:
+        """What to score against beside the label: the truth, where it is known."""
+        truth = self.truth
+        return {} if truth is None else {"truth": lambda chip: truth[chip.chip_id].lake}
+
+
 class _WhenNeeded:
     """A predictor that is opened for its first batch: where the predictions are there, the network never is."""
 
-    def __init__(self, open_predictor: Callable[[], Predictor], settings: Mapping[str, Any]) -> None:
+    def __init__(self, open_predictor: Callable[[], ModelPredictor], settings: Mapping[str, Any]) -> None:
         self._open, self.settings = open_predictor, dict(settings)
+        self.beside = ("first", "spread") if settings["flips"] > 1 or "turns" in settings else ()
 
     @cached_property
-    def _predictor(self) -> Predictor:
+    def _predictor(self) -> ModelPredictor:
         return self._open()
+
+    @property
+    def views(self) -> dict[str, Any]:
+        return self._predictor.views
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
         return self._predictor(batch)
@@ -161,6 +206,8 @@ def evaluate(
     flips: int = 4,
     splits: Sequence[str] = ("val", "test"),
     precision: str = "auto",
+    on: Chips | None = None,
+    **changes: Any,
 ) -> Evaluation:
     """Scores of a checkpoint against the labels, and against the known truth where there is one.
 
@@ -173,9 +220,11 @@ def evaluate(
         flips: test-time flips, 1, 2 or 4.
         splits: which splits.
         precision: see :func:`cryosentinel.precision.choose`.
+        on: other chips, or only some of the study's; ``splits`` are then theirs.
+        changes: turns and without, see :class:`cryosentinel.evaluation.predictors.ModelPredictor`.
     """
     path = checkpoint(study, os.fspath(ckpt))
-    settings: dict[str, Any] = {"flips": flips, "precision": choose(precision, "cpu").name}
+    settings: dict[str, Any] = {"flips": flips, "precision": choose(precision, "cpu").name, **changes}
     if study.model:
         settings["model"] = sha256(paths.config(study.model))
     if study.statistics:
@@ -183,21 +232,30 @@ def evaluate(
             raise InputError(f"There is no file {study.statistics} of statistics; check the path.")
         settings["statistics"] = sha256(study.statistics)
 
-    def open_predictor() -> Predictor:
-        from cryosentinel.evaluation.predictors import model_predictor
+    def open_predictor() -> ModelPredictor:
+        from cryosentinel.evaluation.predictors import ModelPredictor
         from cryosentinel.models.checkpoint import load_segmenter
 
-        predictor = model_predictor(load_segmenter(path, study.model, study.statistics), flips, precision)
+        if segmenters.get("digest") != digest:
+            segmenters.update(digest=digest, segmenter=load_segmenter(path, study.model, study.statistics))
+        predictor = ModelPredictor(segmenters["segmenter"], flips, precision, **changes)
         print(predictor.precision, flush=True)
         return predictor
 
     usual = {"flips": 4, "precision": choose("auto", "cpu").name}
     digest = sha256(path)
-    name = f"{path.parent.parent.name}_{path.stem}_flips{flips}_{settings['precision']}"
-    folder = study.folders.predictions(name, {"digest": digest, **settings})
-    if path == study.folders.run / "checkpoints" / SOUP and settings == usual:
-        folder = study.folders.run / "diagnostics"
-    return _evaluate(study, _WhenNeeded(open_predictor, settings), folder, digest, splits)
+    segmenters = study.segmenters
+
+    def folder_of(settings: Mapping[str, Any]) -> Path:
+        if path == study.folders.run / "checkpoints" / SOUP and settings == usual and on is None:
+            return study.folders.run / "diagnostics"
+        name = f"{path.parent.parent.name}_{path.stem}_flips{settings['flips']}_{settings['precision']}"
+        return study.folders.predictions(name, {"digest": digest, **settings} | ({"on": on.key} if on else {}))
+
+    averaged = {**settings, "flips": 4}
+    single_of = (folder_of(averaged), averaged) if flips == 1 and not changes.get("turns") else None
+    predictor = _WhenNeeded(open_predictor, settings)
+    return _evaluate(predictor, folder_of(settings), digest, on or Chips.of(study, splits), single_of)
 
 
 def baseline(study: Study, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
@@ -222,21 +280,23 @@ def evaluate_predictor(
 ) -> Evaluation:
     """Scores of a predictor that its name and its ``settings`` fix, kept in ``outputs/evaluations``."""
     folder = study.folders.predictions(name, getattr(predict, "settings", {}))
-    return _evaluate(study, predict, folder, f"baseline {name}", splits)
+    return _evaluate(predict, folder, f"baseline {name}", Chips.of(study, splits))
 
 
-def _evaluate(study: Study, predict: Any, folder: Path, digest: str, splits: Sequence[str]) -> Evaluation:
+def _evaluate(
+    predict: Any, folder: Path, digest: str, on: Chips, single_of: tuple[Path, Mapping[str, Any]] | None = None
+) -> Evaluation:
     from filelock import FileLock
 
     from cryosentinel.evaluation.evaluate import evaluate as run
 
-    truth, module = study.truth, study.datamodule
-    references = {} if truth is None else {"truth": lambda chip: truth[chip.chip_id].lake}
-    rows = {split: module.rows[split].tolist() for split in splits}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):  # two notebooks may ask for the same predictions at once
         try:
-            return run(predict, module.store, rows, folder, references, digest=digest, block_size=module.block_size)
+            return run(
+                predict, on.store, on.rows, folder, on.references, digest=digest, block_size=on.block_size,
+                single_of=single_of,
+            )  # fmt: skip
         except CryoSentinelError:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # a refused checkpoint leaves no empty folder

@@ -45,6 +45,7 @@ class Study:
         metrics: the file that figures are added to.
         config_path: the run's configuration, ``configs/<preset>.yaml``.
         own_seed: the seed that the configuration names.
+        segmenters: the network that was scored last, so that it is not opened for each of its settings.
 
     Raises:
         ConfigError: an unknown preset.
@@ -67,6 +68,7 @@ class Study:
             raise InputError(f"There is no folder {data} of chips; download them first: cryosentinel download.")
         self.preset, self.simulated = preset, not data
         self.model, self.statistics = model, statistics
+        self.segmenters: dict[str, Any] = {}
         self.config_path = paths.config(preset)
         self.own_seed = int(yaml.safe_load(self.config_path.read_text(encoding="utf-8"))["seed"])
         self.seed = seed or self.own_seed
