@@ -14,11 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "book" / "_ext")]
 
-from cryosentinel_figures import Figure, FigureError, Request, Sources, written  # noqa: E402
+from cryosentinel_figures import (  # noqa: E402
+    Bar,
+    Figure,
+    FigureError,
+    Request,
+    Sources,
+    bar_html,
+    first_map,
+    headline,
+    written,
+)
 
 from cryosentinel import paths  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
 PUBLISHED = json.loads((ROOT / "cryosentinel" / "published.json").read_text(encoding="utf-8"))
 
@@ -35,7 +44,13 @@ def _metrics() -> dict[str, dict]:
         names |= {name for name in re.findall(r"\{metric\}`([^`\s]+)", text) if ":" not in name}
         for table in re.findall(r"```\{comparison\}\n(.*?)```", text, re.DOTALL):
             names |= {line.partition("|")[0].strip() for line in table.splitlines() if line.strip()}
+    for ending in ("", "_truth"):  # of the headline
+        names |= {f"test_iou@best_tta{ending}", f"mndwi_test_iou@best{ending}", f"pixel_test_iou@best{ending}"}
+    names |= {"ceiling_truth_against_label", "ceiling_standing_water_against_truth"}
     return {name: _record() for name in names}
+
+
+MAP = '<div><iframe srcdoc="the map" title="Map of lakes"></iframe></div>'
 
 
 def _chapter(text: str) -> str:
@@ -44,6 +59,9 @@ def _chapter(text: str) -> str:
     cells = [
         v4.new_markdown_cell(text),
         v4.new_code_cell("preset = 'tiny'", execution_count=1, metadata={"tags": ["parameters"]}),
+        v4.new_code_cell(
+            "embed(shown)", execution_count=2, outputs=[v4.new_output("display_data", {"text/html": MAP})]
+        ),
     ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
@@ -166,6 +184,44 @@ def test_an_environment_variable_names_another_study(tmp_path, monkeypatch):
     assert Sources.of_book(tmp_path / "book").paths["study"] == ROOT / "outputs" / "study" / "metrics.json"
 
 
+def _headline(tmp_path, **records) -> list[tuple[str, float | None]]:
+    (tmp_path / "metrics.json").write_text(json.dumps(records))
+    bars = headline(Sources(tmp_path / "metrics.json", tmp_path / "standard.json"), "truth")
+    return [(bar.words, bar.figure.value) for bar in bars]
+
+
+def test_the_headline_sets_the_best_baseline_and_the_ceiling_beside_the_network(tmp_path):
+    records = {
+        "test_iou@best_tta_truth": _record(0.6),
+        "mndwi_test_iou@best_truth": _record(0.5),
+        "pixel_test_iou@best_truth": _record(0.7),
+        "pixel_test_iou@best": _record(0.9),  # against the label: another scale
+        "new_one_test_iou@best_truth": _record(None, None, None, reason="not run"),
+        "ceiling_standing_water_against_truth": _record(0.95),
+    }
+    words, values = zip(*_headline(tmp_path, **records), strict=True)
+    assert values == (0.6, 0.7, 0.95) and "single pixels" in words[1]
+    del records["pixel_test_iou@best_truth"], records["mndwi_test_iou@best_truth"]
+    with pytest.raises(FigureError, match="no baseline"):
+        _headline(tmp_path, **records)
+
+
+def test_a_bar_is_as_long_as_its_number():
+    html = bar_html(Bar("network", Figure("iou", 0.5, 0.41, 0.62), "network"))
+    assert "width:50.0%" in html and "left:41.0%;width:21.0%" in html
+    assert "whisker" not in bar_html(Bar("network", Figure("iou", 0.5), "network"))
+
+
+def test_the_first_map_of_a_chapter_is_shown(tmp_path):
+    (tmp_path / "a.ipynb").write_text(_chapter("# A"))
+    assert first_map(tmp_path / "a.ipynb") == MAP
+    (tmp_path / "b.ipynb").write_text(_chapter("# B").replace("srcdoc", "src"))
+    with pytest.raises(FigureError, match="b shows no"):
+        first_map(tmp_path / "b.ipynb")
+    with pytest.raises(FigureError, match="make study"):
+        first_map(tmp_path / "c.ipynb")
+
+
 def test_published_figures_all_say_published_and_where_from():
     assert len(PUBLISHED) > 40
     for name, record in PUBLISHED.items():
@@ -222,7 +278,8 @@ def test_chapters_and_pages_show_figures_with_their_tooltip(built):
     published = _page(built, "published")
     assert '<span class="metric metric-published" title="published figure; n = 666;' in published
     assert published.count("not run") == 7, "no standard run: its column says so in every row"
-    assert "make study PRESET=standard" in _page(built, "intro")
+    intro = _page(built, "intro")
+    assert "make study PRESET=standard" in intro and intro.count('class="bar"') == 6 and "the map" in intro
     assert "No record" in _page(built, "seeds")
 
 
@@ -263,13 +320,14 @@ def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_
     assert seeds.count("0.250 ± 0.125") == len(names) > 10 and "commit 0123456789" in seeds and "Seed 17" in seeds
 
 
-def test_a_missing_figure_stops_the_build_with_a_sentence(tmp_path):
-    root = _book(tmp_path)
-    page = root / "book" / "intro.md"
+def test_a_missing_figure_stops_the_build_with_a_sentence(built, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(built, root)
+    page = root / "book" / "seeds.md"
     page.write_text(page.read_text() + "\n\n{metric}`test_uoi@0.50`\n")
     done = _build(root)
     assert done.returncode != 0
-    assert re.search(r"intro: .*test_uoi@0\.50", done.stdout + done.stderr)
+    assert re.search(r"seeds: .*test_uoi@0\.50", done.stdout + done.stderr)
 
 
 FAKE_STUDY = """
@@ -306,48 +364,22 @@ def test_missing_chapters_are_made_first_and_a_failure_is_told(tmp_path):
     assert "Chapter 05_limitations" in _page(root, "chapters/05_limitations")
 
 
-def test_a_new_metrics_file_is_read_again(built, tmp_path):
+def test_new_metrics_and_benchmarks_are_read_again(built, tmp_path):
+    assert "No benchmark has been run yet" in _page(built, "benchmarks")
     root = tmp_path / "copy"
     shutil.copytree(built, root)
-    metrics = _metrics() | {"test_iou@0.50_tta": _record(0.777)}
+    metrics = _metrics() | {"test_iou@0.50_tta": _record(0.777), "pixel_test_iou@best_truth": _record(0.555)}
     (root / "generated" / "study" / "metrics.json").write_text(json.dumps(metrics))
-    assert _build(root).returncode == 0
-    assert "0.777" in _page(root, "chapters/03_evaluate") and "0.777" in _page(root, "intro")
-
-
-def test_benchmarks_become_a_table(built, tmp_path):
-    root = tmp_path / "copy"
-    shutil.copytree(built, root)
     (root / "benchmarks").mkdir()
     machine = {"cpu": "Abacus", "cores": 2, "bf16": "not native", "memory_gib": 1.0}
     row = {"id": "x_time", "what": "thing", "ours": 0.5, "peer": 2.0, "peer_name": "other", "unit": "s", "ratio": 4.0}
     rows = [{**row, "goal": "2 times", "machine": machine, "date": "2026-11-22"}]
     rows.append({**rows[0], "id": "alone", "peer": None, "peer_name": "", "ratio": None, "goal": None})
     (root / "benchmarks" / "results.json").write_text(json.dumps(rows))
-    assert "No benchmark has been run yet" in _page(built, "benchmarks")
     assert _build(root).returncode == 0
+    assert "0.777" in _page(root, "chapters/03_evaluate")
+    assert "0.555" in _page(root, "intro") and "classifier of single pixels" in _page(root, "intro")
     page = re.sub(r"<[^>]+>", " ", _page(root, "benchmarks"))
     where = "2026-11-22, Abacus, 2 cores, bf16 not native"
     assert re.search(rf"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+{where}", page)
     assert "None" not in page and "no peer" in page
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_pages_work_in_a_browser_without_network(built):
-    sync_api = pytest.importorskip("playwright.sync_api")
-    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-    html = built / "book" / "_build" / "html"
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        tab = browser.new_page(viewport={"width": 1200, "height": 900})
-        asked, failed = [], []
-        tab.on("request", lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
-        tab.on("pageerror", lambda error: failed.append(str(error)))
-        tab.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
-        for name, formulas in (("method", 10), ("chapters/03_evaluate", 1)):
-            tab.goto((html / f"{name}.html").as_uri())
-            tab.locator("mjx-container").first.wait_for()
-            assert tab.locator("mjx-container").count() >= formulas
-        assert tab.locator("span.metric").first.get_attribute("title").startswith("simulated data")
-        browser.close()
-    assert not asked and not failed

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryosentinel import paths
 
+#: Names of the baselines in words; others are shown under their own.
+BASELINES = {"mndwi": "threshold on MNDWI", "ndwi": "threshold on NDWI", "pixel": "classifier of single pixels"}
+#: Per reference: the figure of the ceiling, and what it is.
+CEILINGS = {
+    "truth": ("ceiling_standing_water_against_truth", "all standing water called lake"),
+    "label": ("ceiling_truth_against_label", "a map without any error"),
+}
 #: What a record may say of the data that its figure was computed from.
 DATA_WORDS = ("simulated", "published", "real")
 
@@ -211,3 +219,71 @@ def written(figure: Figure, request: Request) -> str:
     if figure.run:
         behind.append(figure.run)
     return figure.number(request.spec) + (f" ({', '.join(behind)})" if behind else "")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of the headline: what was scored, and its figure."""
+
+    words: str
+    figure: Figure
+    kind: str
+
+
+def headline(sources: Sources, reference: str) -> list[Bar]:
+    """The network, the best baseline and the ceiling, all against one reference.
+
+    The network and every baseline are taken at the threshold that is best on the validation split. The best baseline is
+    the one with the largest value, whichever baselines the metrics file holds.
+
+    Args:
+        sources: the metrics files.
+        reference: truth or label.
+
+    Raises:
+        FigureError: there is no such reference, no baseline, or a figure is missing.
+    """
+    if reference not in CEILINGS:
+        raise FigureError(f"The headline is against {' or '.join(CEILINGS)}, not {reference!r}.")
+    ending = "" if reference == "label" else f"_{reference}"
+    names = [re.fullmatch(rf"([a-z]\w*)_test_iou@best{ending}", name) for name in sources.records("study")]
+    found = {match[1]: sources.figure(match[0]) for match in names if match}
+    known = {name: figure for name, figure in found.items() if figure.value is not None}
+    if not known:
+        raise FigureError(f"The study's metrics file holds no baseline (NAME_test_iou@best{ending}).")
+    best = max(known, key=lambda name: known[name].value or 0.0)
+    ceiling, words = CEILINGS[reference]
+    return [
+        Bar("This study's network", sources.figure(f"test_iou@best_tta{ending}"), "network"),
+        Bar(f"Best baseline: {BASELINES.get(best, best.replace('_', ' '))}", known[best], "baseline"),
+        Bar(f"Ceiling: {words}", sources.figure(ceiling), "ceiling"),
+    ]
+
+
+def bar_html(bar: Bar) -> str:
+    """A bar from 0 to 1 with a whisker over the interval, as HTML; the number beside it says the same."""
+    figure = bar.figure
+    if figure.value is None:
+        return ""
+    whisker = ""
+    if figure.low is not None and figure.high is not None:
+        left, width = 100 * figure.low, 100 * (figure.high - figure.low)
+        whisker = f'<span class="whisker" style="left:{left:.1f}%;width:{width:.1f}%"></span>'
+    length = f'<span class="length {bar.kind}" style="width:{100 * figure.value:.1f}%"></span>'
+    return f'<span class="bar" aria-hidden="true">{length}{whisker}</span>'
+
+
+def first_map(chapter: Path) -> str:
+    """The first interactive map among a chapter's outputs, as HTML.
+
+    Raises:
+        FigureError: the chapter is not there, or shows no map.
+    """
+    if not chapter.is_file():
+        raise FigureError(f"There is no chapter {chapter.name}; run the study first: make study.")
+    for cell in json.loads(chapter.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            found = "".join(output.get("data", {}).get("text/html", []))
+            if "<iframe" in found and "srcdoc=" in found and "Map" in found:
+                return found
+    raise FigureError(f"The chapter {chapter.stem} shows no interactive map.")

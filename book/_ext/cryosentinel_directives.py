@@ -1,0 +1,287 @@
+"""Roles and directives of the book, all of which fail the build with a sentence where something is missing.
+
+``{metric}`NAME [FORMAT] [interval] [n] [data]```  one figure; its tooltip says what it is and where it comes from.
+``{headline} REFERENCE``    network, best baseline and ceiling against ``truth`` or ``label``, with intervals.
+``{comparison}``            published figures beside those of the study and the standard run.
+``{benchmarks} [PREFIX]``   the table of benchmarks/results.json, ids that begin so.
+``{seeds}``                 mean and spread over the seeds of book/seeds.json.
+``{ledger}``                the published claims, each with its check and its status.
+``{standard-run}``          which run the standard figures come from, or that there is none.
+``{study-picture} NAME``    a picture that the study left in its folder; the content is its caption.
+``{chapter-map} CHAPTER``   the first interactive map that a chapter shows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cryosentinel_figures import FigureError, Request, bar_html, first_map, headline, written
+from cryosentinel_nodes import DATA_SENTENCES, figure_node, look_up, note_data, note_sources, sources_of, table
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+
+class MetricRole(SphinxRole):
+    """``{metric}`NAME [FORMAT] [interval] [n] [data]```."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """The figure as a node."""
+        try:
+            request = Request.parse(self.text)
+            figure = look_up(self.env, request.reference)
+        except FigureError as error:
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
+        return [figure_node(figure, written(figure, request), request.spec)], []
+
+
+class Comparison(SphinxDirective):
+    """``{comparison}``: a row a figure, published, study and standard run side by side.
+
+    Each line of the content is ``NAME | what it is in words``; the option ``format`` sets the numbers' format.
+    """
+
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"format": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        """One table."""
+        spec = self.options.get("format", "")
+        standard = sources_of(self.env).has_standard()
+        rows: list[list[nodes.Node | str]] = []
+        try:
+            for line in self.content:
+                name, _, words = (part.strip() for part in line.partition("|"))
+                if not name:
+                    continue
+                cells: list[nodes.Node | str] = [words or name]
+                for prefix in ("published:", "", "standard:"):
+                    figure = look_up(self.env, prefix + name)
+                    missing = "not run" if prefix == "standard:" and not standard else f"none: {figure.reason}"
+                    text = figure.number(spec) if figure.value is not None else missing
+                    if figure.interval(spec):
+                        text += f" ({figure.interval(spec)})"
+                    cells.append(figure_node(figure, text, spec))
+                rows.append(cells)
+        except FigureError as error:
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
+        titles = ["Figure", "Published system, real chips", "This study, simulated chips", "Standard run, simulated"]
+        return [table(titles, rows, ["comparison"])]
+
+
+class StandardRun(SphinxDirective):
+    """``{standard-run}``: a sentence that names the standard run, or says that it has not been made."""
+
+    def run(self) -> list[nodes.Node]:
+        """One paragraph."""
+        sources = sources_of(self.env)
+        path = sources.paths["standard"]
+        self.env.note_dependency(str(path.resolve()))
+        paragraph = nodes.paragraph()
+        if not sources.has_standard():
+            paragraph += nodes.Text("The standard run has not been made yet: make study PRESET=standard makes it.")
+            return [paragraph]
+        try:
+            sources.records("standard")
+        except FigureError as error:
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
+        paragraph += nodes.Text(f"Standard figures come from the {sources.standard_run}, made with ")
+        paragraph += nodes.literal("", sources.standard_command)
+        paragraph += nodes.Text(".")
+        return [paragraph]
+
+
+class Seeds(SphinxDirective):
+    """``{seeds}``: mean, spread and single values of figures over the seeds of book/seeds.json.
+
+    Each line of the content is ``NAME | what it is in words``. Where no record is committed a sentence says so.
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """One table and a paragraph."""
+        path = Path(self.env.app.srcdir) / "seeds.json"
+        self.env.note_dependency(str(path.resolve()))
+        note_data(self.env, "simulated")
+        paragraph = nodes.paragraph()
+        if not path.is_file():
+            paragraph += nodes.Text("No record of several seeds is there yet; this makes one: ")
+            paragraph += nodes.literal("", "cryosentinel study --seeds 17,42,1337")
+            return [paragraph]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[list[nodes.Node | str]] = []
+        for line in self.content:
+            name, _, words = (part.strip() for part in line.partition("|"))
+            if not name:
+                continue
+            if name not in record["figures"]:
+                raise ExtensionError(
+                    f"{self.env.docname}: no figure is called {name!r} in {path}, or no seed moves it."
+                )
+            entry = record["figures"][name]
+            singles = [f"{entry['values'][str(seed)]:.3f}" for seed in record["seeds"]]
+            rows.append([words or name, f"{entry['mean']:.3f} ± {entry['spread']:.3f}", *singles])
+        paragraph += nodes.Text(
+            f"Preset {record['preset']}, simulated chips, commit {record['commit'][:10]}, made with "
+        )
+        paragraph += nodes.literal("", record["command"])
+        paragraph += nodes.Text(".")
+        titles = ["Figure", "Mean ± spread", *(f"Seed {seed}" for seed in record["seeds"])]
+        return [table(titles, rows, ["seeds"]), paragraph]
+
+
+class Ledger(SphinxDirective):
+    """``{ledger}``: the claims of the study's ledger.json, or a sentence where no study has written one."""
+
+    def run(self) -> list[nodes.Node]:
+        """A paragraph that counts the claims by status, and the table."""
+        path = sources_of(self.env).paths["study"].with_name("ledger.json")
+        self.env.note_dependency(str(path.resolve()))
+        paragraph = nodes.paragraph()
+        if not path.is_file():
+            paragraph += nodes.Text("The ledger has not been written yet; the study writes it: make study.")
+            return [paragraph]
+        entries = list(json.loads(path.read_text(encoding="utf-8")).values())
+        for word in DATA_SENTENCES:
+            if any(entry["data"] == word for entry in entries):
+                note_data(self.env, word)
+        counts = Counter(entry["status"] for entry in entries)
+        counted = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        paragraph += nodes.Text(f"Of {len(entries)} published claims: {counted}.")
+        rows: list[list[nodes.Node | str]] = [
+            [e["claim"], e["source"], e["checked"], e["found"], nodes.strong("", e["status"]), e["data"]]
+            for e in entries
+        ]
+        titles = ["Published claim", "Source", "How it was checked", "Found", "Status", "Rests on"]
+        return [paragraph, table(titles, rows, ["ledger"])]
+
+
+class Benchmarks(SphinxDirective):
+    """``{benchmarks} [PREFIX]``: the table of benchmarks/results.json, or a sentence where none has been run."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """One table."""
+        path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
+        self.env.note_dependency(str(path.resolve()))
+        note_data(self.env, "measured")
+        if not path.is_file():
+            paragraph = nodes.paragraph()
+            paragraph += nodes.Text("No benchmark has been run yet: make bench runs them.")
+            return [paragraph]
+        rows: list[list[nodes.Node | str]] = []
+        prefix = "".join(self.arguments)
+        for result in json.loads(path.read_text(encoding="utf-8")):
+            if not result["id"].startswith(prefix):
+                continue
+            peer = "no peer"
+            if result["peer"] is not None:
+                peer = f"{_quantity(result['peer'], result['unit'])}, {result['peer_name']}"
+            rows.append(
+                [
+                    nodes.literal("", result["id"]),
+                    result["what"],
+                    _quantity(result["ours"], result["unit"]),
+                    peer,
+                    "" if result["ratio"] is None else _quantity(result["ratio"], "").strip(),
+                    str(result["goal"] or ""),
+                    _where(result["machine"], result["date"]),
+                ]
+            )
+        titles = ["Id", "What", "Ours", "Peer", "Times better", "Goal", "When and where"]
+        return [table(titles, rows, ["benchmarks"])]
+
+
+def _where(machine: dict[str, Any], date: str) -> str:
+    bf16 = f", bf16 {machine['bf16']}" if "bf16" in machine else ""  # which decides what training takes
+    return f"{date[:10]}, {machine['cpu']}, {machine['cores']} cores{bf16}"
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+class Headline(SphinxDirective):
+    """``{headline} REFERENCE``: a table of three lines, each with its number, interval and bar."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """One table."""
+        note_sources(self.env)
+        try:
+            bars = headline(sources_of(self.env), self.arguments[0])
+        except FigureError as error:
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
+        rows: list[list[nodes.Node | str]] = []
+        for bar in bars:
+            number = figure_node(bar.figure, bar.figure.number())
+            interval = f"95 %: {bar.figure.interval('.2f')}" if bar.figure.interval() else ""
+            rows.append([bar.words, number, interval, nodes.raw("", bar_html(bar), format="html")])
+        return [table(["Map", "IoU", "Interval", "0 to 1"], rows, ["headline"])]
+
+
+class StudyPicture(SphinxDirective):
+    """``{study-picture} NAME``: a picture of the study at hand, else the committed one of the same name, said so."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """One figure."""
+        name = self.arguments[0]
+        book = Path(self.env.app.srcdir)
+        made = sources_of(self.env).paths["study"].with_name(name)
+        committed = book / "_static" / name
+        self.env.note_dependency(str(made.resolve()))
+        note_data(self.env, "simulated")
+        uri, said = f"_static/{name}", " (from the quick study that is committed with the book)"
+        if made.is_file():
+            (book / "assets").mkdir(exist_ok=True)
+            shutil.copyfile(made, book / "assets" / name)
+            uri, said = f"assets/{name}", ""
+        elif not committed.is_file():
+            raise ExtensionError(f"{self.env.docname}: neither {made} nor {committed} is there; run make study.")
+        figure = nodes.figure(classes=["study-picture"])
+        figure += nodes.image(uri=uri, alt=self.options["alt"])
+        caption = nodes.caption()
+        children, messages = self.state.inline_text("\n".join(self.content) + said, self.lineno)
+        caption += children
+        figure += caption
+        return [figure, *messages]
+
+
+class ChapterMap(SphinxDirective):
+    """``{chapter-map} CHAPTER``: the first interactive map of an executed chapter."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The map as HTML."""
+        path = Path(self.env.app.srcdir) / "chapters" / f"{self.arguments[0]}.ipynb"
+        self.env.note_dependency(str(path.resolve()))
+        note_data(self.env, "simulated")
+        try:
+            return [nodes.raw("", first_map(path), format="html")]
+        except FigureError as error:
+            raise ExtensionError(f"{self.env.docname}: {error}") from None
+
+
+DIRECTIVES = {
+    "headline": Headline,
+    "comparison": Comparison,
+    "benchmarks": Benchmarks,
+    "ledger": Ledger,
+    "seeds": Seeds,
+    "standard-run": StandardRun,
+    "study-picture": StudyPicture,
+    "chapter-map": ChapterMap,
+}

@@ -1,0 +1,84 @@
+"""What every page holds beside its prose: a box that names its data, and descriptions of its images.
+
+The box is made from the figures that the page shows, or, for a chapter, from those that it wrote into the metrics file.
+An image without a description is described by the section that it stands in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cryosentinel_figures import FigureError
+from cryosentinel_nodes import DATA_SENTENCES
+from docutils import nodes
+from sphinx.errors import ExtensionError
+
+NO_DATA = "This page explains; it holds no result of a run."
+
+
+def chapter_data(records: dict[str, Any], chapter: str) -> set[str]:
+    """The kinds of data of the figures that a notebook wrote."""
+    written = f"notebooks/{chapter}.ipynb"
+    return {str(record["data"]) for record in records.values() if str(record.get("source", "")).startswith(written)}
+
+
+def preset(records: dict[str, Any]) -> str:
+    """The preset of the study that wrote the records, empty where no record says."""
+    found = (re.search(r"preset (\w+)", str(record.get("source", ""))) for record in records.values())
+    return next((match[1] for match in found if match), "")
+
+
+def data_box(kinds: Iterable[str], preset_name: str = "") -> nodes.container:
+    """The box: one line a kind of data, or that there is none."""
+    box = nodes.container(classes=["data-box"])
+    kinds = sorted(kinds, key=list(DATA_SENTENCES).index)
+    if not kinds:
+        box += nodes.paragraph("", NO_DATA)
+    for kind in kinds:
+        words = DATA_SENTENCES[kind] + (f" (preset {preset_name})" if kind == "simulated" and preset_name else "")
+        line = nodes.paragraph()
+        line += nodes.inline("", kind, classes=["data-word", f"data-{kind}"])
+        line += nodes.Text(f" {words}")
+        box += line
+    return box
+
+
+def add_data_box(app: Any, doctree: nodes.document) -> None:
+    """Put the box below the title of the page that has been read."""
+    env = app.env
+    title = next(doctree.findall(nodes.title), None)
+    if title is None:
+        return
+    kinds = set(env.temp_data.get("cryosentinel_data", ()))
+    kinds |= {node["data"] for node in doctree.findall(nodes.inline) if "explanation" in node}
+    name = ""
+    if env.docname.startswith("chapters/") or "simulated" in kinds:
+        study = app.cryosentinel_sources
+        env.note_dependency(str(study.paths["study"].resolve()))
+        try:
+            records = study.records("study")
+        except FigureError as error:
+            raise ExtensionError(f"{env.docname}: {error}") from None
+        name = preset(records)
+        if env.docname.startswith("chapters/"):
+            kinds |= chapter_data(records, Path(env.docname).name)
+    section = title.parent
+    section.insert(section.index(title) + 1, data_box(kinds, name))
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def describe_images(app: Any, doctree: nodes.document) -> None:
+    """Give images without a description the heading and the first sentence of the text that they follow."""
+    heading, sentence = "", ""
+    for node in doctree.findall(lambda n: isinstance(n, nodes.title | nodes.paragraph | nodes.image)):
+        if isinstance(node, nodes.title):
+            heading, sentence = node.astext(), ""
+        elif isinstance(node, nodes.paragraph):
+            sentence = re.split(r"(?<=[.?!])\s", node.astext().replace("\n", " "), maxsplit=1)[0]
+        elif not node.get("alt"):
+            node["alt"] = f"Figure of the section “{heading}”" + (f": {sentence}" if sentence else "")
