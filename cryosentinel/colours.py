@@ -11,14 +11,14 @@ PREDICTION = "#CC79A7"
 TRUTH = "#56B4E9"
 PUBLISHED = "#666666"  # figures that were not found here
 
-#: For whatever else stands side by side.
+#: For whatever else stands side by side; the first three mean nothing of the above.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: Of a probability of water, from 0 to 1.
 PROBABILITY = "cividis"
 
 
 def of_layer(name: str, number: int) -> str:
-    """The colour of a layer of outlines: that of its meaning, else one of the series.
+    """The colour of a layer of outlines: that of its meaning, else one of those without a meaning.
 
     Args:
         name: of the layer; its meaning is told by the words predicted, prediction, label and truth.
@@ -27,4 +27,4 @@ def of_layer(name: str, number: int) -> str:
     for word, colour in (("predict", PREDICTION), ("label", LABEL), ("truth", TRUTH)):
         if word in name.lower():
             return colour
-    return SERIES[number % len(SERIES)]
+    return SERIES[number % 3]

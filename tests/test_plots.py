@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +11,11 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 
+from cryosentinel import colours  # noqa: E402
+from cryosentinel.errors import InputError  # noqa: E402
 from cryosentinel.evaluation import plots  # noqa: E402
 from cryosentinel.evaluation.bootstrap import Estimate, estimate_by  # noqa: E402
+from cryosentinel.evaluation.cover import cover_chip  # noqa: E402
 from cryosentinel.evaluation.metrics import sweep  # noqa: E402
 from cryosentinel.evaluation.scores import BINS  # noqa: E402
 
@@ -84,3 +89,26 @@ def test_training_curves_skip_missing_values():
     figure = plots.training_curves(log, "simulated")
     assert len(figure.axes[1].lines[0].get_xdata()) == 2
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["total", "bce"]
+
+
+def test_figures_maps_and_pages_share_their_colours():
+    css = (Path(__file__).parents[1] / "book" / "_static" / "page.css").read_text(encoding="utf-8").lower()
+    assert f".network {{ background: {colours.PREDICTION.lower()}; }}" in css
+    assert f".ceiling {{ background: {colours.TRUTH.lower()}; }}" in css
+    names = ("predicted, p >= 0.5", "label", "known truth", "lakes 2021")
+    found = [colours.of_layer(name, number) for number, name in enumerate(names)]
+    assert found[:3] == [colours.PREDICTION, colours.LABEL, colours.TRUTH] and len(set(found)) == 4
+
+
+def test_the_cover_shows_a_middling_chip_among_those_with_much_lake():
+    scored = table(n=16)
+    for i in range(16):  # all of the lake is found in the small lakes, and some in the three that are the largest
+        size, found = (1000 + i, (0.9, 0.5, 0.1)[i]) if i < 3 else (10, 1.0)
+        lake, background = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+        lake[150], lake[20] = round(size * found), round(size * (1 - found))
+        scored.at[i, "lake"], scored.at[i, "background"] = lake, background
+    assert cover_chip(scored) == 1
+    for i in range(16):
+        scored.at[i, "lake"] = np.zeros(BINS, np.int64)
+    with pytest.raises(InputError, match="lake"):
+        cover_chip(scored)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryosentinel import colours
 from cryosentinel.sensors import PIXEL_SIZE_M, S2_BANDS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-LABEL_COLOUR, TRUTH_COLOUR = "#ff9f1c", "#2ec4f1"
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ccbb44", "test": "#ee6677", "buffer": "#bbbbbb"}
 
 
@@ -79,9 +79,9 @@ def example_chips(store: Any, rows: Sequence[int], count: int, truth: Any = None
         line[2].imshow(chip.s1[0], cmap="gray", vmin=-25, vmax=0)
         line[3].imshow(hillshade(chip.dem[0]), cmap="gray")
         for ax in line:
-            outline(ax, chip.mask, LABEL_COLOUR, "label")
+            outline(ax, chip.mask, colours.LABEL, "label")
             if truth is not None:
-                outline(ax, truth[chip.chip_id].lake, TRUTH_COLOUR, "known truth")
+                outline(ax, truth[chip.chip_id].lake, colours.TRUTH, "known truth")
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}", fontsize=9)
     for ax, title in zip(axes[0], ("true colour", "B12, B08, B03", "VV, -25 to 0 dB", "relief"), strict=True):

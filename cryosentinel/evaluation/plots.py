@@ -1,7 +1,7 @@
 """Figures of the study: every one says whether its data are simulated, published or real.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; what they separate differs in line or marker
-too. The functions return the figure and leave showing it to the caller.
+Colours are those of :mod:`cryosentinel.colours`; what they separate differs in line or marker too. The
+functions return the figure and leave showing it to the caller.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryosentinel import colours
 from cryosentinel.evaluation.audit import Audit
 from cryosentinel.evaluation.audit_masks import audit_masks
 from cryosentinel.evaluation.bootstrap import Estimate
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
     from cryosentinel.evaluation.evaluate import Store
     from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-PUBLISHED_COLOUR = "#666666"
+COLOURS, PUBLISHED_COLOUR = colours.SERIES, colours.PUBLISHED
 _LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X")
-LABEL_OUTLINE, PREDICTION_OUTLINE, TRUTH_OUTLINE = "#E69F00", "#CC79A7", "#56B4E9"
 
 
 @functools.cache
@@ -295,10 +294,10 @@ def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: i
     figure.colorbar(index, ax=axes[2], shrink=0.75, label=f"MNDWI (water from {result.rule.mndwi_threshold:g})")
     figure.colorbar(probability, ax=axes[3], shrink=0.75, label=f"probability (water from {result.rule.threshold:g})")
     for ax, title in zip(axes, ("true colour", "label", "MNDWI", "prediction"), strict=True):
-        outline(ax, seen.label, LABEL_OUTLINE, "label")
-        outline(ax, seen.prediction, PREDICTION_OUTLINE, "prediction")
+        outline(ax, seen.label, colours.LABEL, "label")
+        outline(ax, seen.prediction, colours.PREDICTION, "prediction")
         if truth is not None:
-            outline(ax, truth[chip.chip_id].lake, TRUTH_OUTLINE, "known truth")
+            outline(ax, truth[chip.chip_id].lake, colours.TRUTH, "known truth")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryosentinel import colours
 from cryosentinel.errors import InputError
 from cryosentinel.geo import chip_grid
 from cryosentinel.mapping.lakes import vectorise
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from cryosentinel.data.chips import Chip
 
 _MERCATOR = 3857  # Leaflet's projection: an image stretched between two corners is right only on this grid
-_COLOURS = ("#ff4e50", "#00c2ff", "#ffd23f", "#7ae582", "#c77dff")  # stand out from rock, ice and water
 
 # What folium asks for by default and these maps do not use: markers with icons, and the widgets around them.
 _UNUSED = ("jquery", "bootstrap", "awesome-markers", "awesome.rotate", "fontawesome", "glyphicons")
@@ -142,7 +142,7 @@ def lake_map(
             continue
         outlines = outlines.to_crs(4326)
         fields = [column for column in outlines.columns if column != outlines.geometry.name]
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours.of_layer(name, number)
         # Text in the columns goes into the page as HTML, and names of lakes come from files.
         outlines = outlines.assign(**{f: outlines[f].map(_safe) for f in fields})
         folium.GeoJson(
