@@ -35,6 +35,22 @@ class TinyStudy:
         )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of pytest-xdist: a file each, but all tests of the tiny study in one process, so that it is made once.
+
+    The longest groups come first (``--no-loadscope-reorder`` keeps them there), so that no process waits for them.
+    """
+
+    def group(item: pytest.Item) -> str:
+        return "tiny_study" if "tiny_study" in getattr(item, "fixturenames", ()) else item.path.name
+
+    long = {group(item) for item in items if item.get_closest_marker("slow")} - {"tiny_study"}
+    items.sort(key=lambda item: (group(item) != "tiny_study", group(item) not in long))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     folder = tmp_path_factory.mktemp("tiny_study")

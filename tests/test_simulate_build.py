@@ -89,6 +89,9 @@ def test_truth_belongs_to_the_chips(dataset):
         if truth.label_error in ("", "shifted") and truth.lake.sum() > 400:
             both = (truth.lake & chip.mask).sum() / (truth.lake | chip.mask).sum()
             assert both > 0.5
+    lakes = truths.lakes()
+    assert lakes.lake_id.is_unique and (lakes.kind != "flat").all()
+    assert {body.lake_id for truth in truths.values() for body in truth.bodies} <= set(lakes.lake_id)
     assert truths.label_errors() == {chip.chip_id: truths[chip.chip_id].label_error for chip in chips}
     with pytest.raises(InputError, match="no chip"):
         truths["nowhere"]
@@ -100,7 +103,7 @@ def test_truth_missing_or_corrupt_is_said(dataset, tmp_path):
     with pytest.raises(InputError, match="no truth"):
         TruthStore(copy)
     shutil.copytree(truth_folder(dataset), truth_folder(copy))
-    shard = next(truth_folder(copy).rglob("*.parquet"))
+    shard = next(truth_folder(copy).rglob("shard_*.parquet"))
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(InputError, match="corrupt"):
         TruthStore(copy)

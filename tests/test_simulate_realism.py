@@ -15,7 +15,8 @@ from cryosentinel.sensors import PUBLISHED_STATISTICS, REGIONS, Statistics
 from cryosentinel.simulate import PRESETS, SimulationConfig, difficulty, realism_plots, simulate
 from cryosentinel.simulate import realism as r
 from cryosentinel.simulate.difficulty import _separation, auc, colour_variance
-from cryosentinel.simulate.truth import chips_with_truth
+from cryosentinel.simulate.places import draw_places, standing_water
+from cryosentinel.simulate.truth import TruthStore, chips_with_truth
 
 SAMPLE = SimulationConfig(
     seed=2024,
@@ -120,7 +121,7 @@ def test_ceilings_and_sanity_count_what_they_say(sample):
 
 
 def test_lakes_resemble_the_inventory(sample):
-    lakes = r.lake_table(SAMPLE)
+    lakes = TruthStore(sample).lakes()
     assert lakes.lake_id.is_unique and len(lakes) > 80
     glacial = lakes[lakes.glacial & (lakes.area_ha > 0)]
     assert 3.5 < glacial.area_ha.median() < 9
@@ -133,7 +134,7 @@ def test_lakes_resemble_the_inventory(sample):
 
 
 def test_guards_of_a_small_sample(sample):
-    lakes = r.lake_table(SAMPLE)
+    lakes = TruthStore(sample).lakes()
     table = r.guards(sample, r.contents(sample), lakes).set_index("guard")
     assert set(table.index) == set(r.LIMITS) - {"colour_auc", "context_auc"}
     for name, row in table.iterrows():
@@ -217,7 +218,7 @@ def quick(tmp_path_factory):
 def test_presets_meet_every_guard(quick, tmp_path):
     root, found = quick
     enriched = simulate(tmp_path / "reservoirs", PRESETS["reservoirs"], workers=2, progress=False)
-    table = r.guards(root, found, r.lake_table(PRESETS["quick"]), enriched)
+    table = r.guards(root, found, TruthStore(root).lakes(), enriched)
     assert len(table) == len(r.LIMITS) and table.within.all(), table
     statistics = r.compare_statistics(r.kept_statistics(root))
     assert statistics.within.all(), statistics
@@ -226,7 +227,8 @@ def test_presets_meet_every_guard(quick, tmp_path):
     gap = difficulty.place_gap(root)
     assert gap["iou_places"] < gap["iou_pixels"]
     assert r.label_sanity(found)["kept"] < 0.45
-    other = r.lake_table(replace(PRESETS["standard"], places={"train": 40, "val": 10, "test": 20}))
+    standard = replace(PRESETS["standard"], places={"train": 40, "val": 10, "test": 20})
+    other = standing_water(standard.seed, draw_places(standard))
     assert (~other.glacial).mean() <= difficulty.OTHER_WATER
 
 

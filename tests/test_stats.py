@@ -10,6 +10,7 @@ from chip_factory import make_chip, write_dataset
 
 from cryosentinel.data.chips import clean
 from cryosentinel.data.dataset import ChipDataModule, ChipStore
+from cryosentinel.data.pixels import few_values
 from cryosentinel.data.stats import RunningStatistics, training_statistics
 from cryosentinel.errors import InputError
 from cryosentinel.sensors import PUBLISHED_STATISTICS, Statistics
@@ -91,3 +92,12 @@ def test_the_module_takes_the_datasets_file_or_the_training_split(tmp_path):
     assert ChipDataModule(tmp_path / "data").statistics.means["DEM"] == (4299.8,)
     form = json.loads((tmp_path / "data" / "dataset_stats_v3.json").read_text())
     assert set(form) == {"S2L2A", "S1GRD", "DEM"} and len(form["S2L2A"]["means"]) == 12
+
+
+def test_few_values_keep_the_order_and_the_mean():
+    features = np.random.default_rng(0).normal(size=(5000, 2)).astype(np.float32)
+    features[:, 1] = np.arange(5000) % 10
+    found = few_values(features, 50)
+    assert len(np.unique(found[:, 0])) == 50 and (found[:, 1] == features[:, 1]).all()
+    assert (np.diff(found[features[:, 0].argsort(), 0]) >= 0).all()
+    assert found.dtype == np.float32 and found.mean() == pytest.approx(features.mean(), abs=1e-5)

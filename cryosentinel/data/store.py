@@ -75,7 +75,7 @@ class ChipStore:
         """The chip at a position of the index, unclipped. Its arrays are read-only views of the memory map."""
         record, row = self.record(position), self.index.iloc[int(position)]
         lat, lon = (None if np.isnan(row[name]) else float(row[name]) for name in ("lat", "lon"))
-        return Chip(
+        chip = Chip(
             s2=record["s2"],
             s1=record["s1"],
             dem=record["dem"],
@@ -89,6 +89,8 @@ class ChipStore:
             split=row["published_split"],
             water_frac=float(row["water_frac"]),
         )
+        vars(chip)["valid"] = record["valid"]  # counted when the shard was converted, so not again
+        return chip
 
     def __iter__(self) -> Iterator[Chip]:
         return (self[i] for i in range(len(self)))

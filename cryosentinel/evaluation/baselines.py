@@ -180,10 +180,12 @@ class PixelClassifier:
             else:
                 from sklearn.ensemble import HistGradientBoostingClassifier
 
+                from cryosentinel.data.pixels import few_values
+
                 model = HistGradientBoostingClassifier(
                     max_iter=s["rounds"], early_stopping=False, random_state=s["seed"]
                 )
-                self._model = model.fit(features, lake, sample_weight=weight)
+                self._model = model.fit(few_values(features), lake, sample_weight=weight)
         return self._model
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cryosentinel.data.card import write_card
 from cryosentinel.data.chips import Chip, read_shard, write_shard
 from cryosentinel.data.split import assign_splits
 from cryosentinel.data.stats import RunningStatistics
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.files import read_json, write_json
+from cryosentinel.files import read_json, replacing, write_json
 from cryosentinel.geo import chip_id
 from cryosentinel.paths import STATISTICS_FILE, shard_path, truth_folder
 from cryosentinel.sensors import CHIP_SIZE
@@ -26,12 +27,13 @@ from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.field import render_year
 from cryosentinel.simulate.ground import Window, make_ground
 from cryosentinel.simulate.labels import make_labels
-from cryosentinel.simulate.places import Place, chip_centre, draw_places
+from cryosentinel.simulate.places import Place, chip_centre, draw_places, standing_water
 from cryosentinel.simulate.presets import SimulationConfig
-from cryosentinel.simulate.truth import Body, Truth, write_truth_shard
+from cryosentinel.simulate.truth import LAKES_FILE, Body, Truth, write_truth_shard
 from cryosentinel.simulate.water import Lake
 
 RECORD_FILE = "simulation.json"
+_Result = tuple[int, RunningStatistics, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,13 @@ def render_place(place: Place, seed: int) -> Iterator[tuple[Chip, Truth]]:
             yield chip, Truth(cut["truth"], cut["material"], cut["cloud"], cut["terrain_shadow"], error, *seen)
 
 
-def _run(job: _Job) -> tuple[int, RunningStatistics]:
-    """Make the shards of a job, or keep those that are there; returns the number of chips and training statistics."""
+def _run(job: _Job) -> _Result:
+    """Make the shards of a job, or keep those that are there.
+
+    Returns:
+        The number of chips, training statistics, and the standing water around the places.
+    """
+    lakes = []
     done = all(path.exists() for year in job.years for path in job.paths(year))
     by_year: dict[int, list[Chip]] = {year: [] for year in job.years}
     if done:
@@ -121,6 +128,7 @@ def _run(job: _Job) -> tuple[int, RunningStatistics]:
             for chip, truth in render_place(place, job.config.seed):
                 by_year[chip.snapshot_year].append(chip)
                 truths[chip.snapshot_year][chip.chip_id] = truth
+            lakes.append(standing_water(job.config.seed, [place]))  # now, while its cells are at hand
         for year in job.years:
             shard, truth_shard = job.paths(year)
             write_truth_shard(truth_shard, truths[year])
@@ -136,7 +144,7 @@ def _run(job: _Job) -> tuple[int, RunningStatistics]:
     for chip, split in zip(chips, splits, strict=True):
         if split == "train":
             statistics.add(chip.s2, chip.s1, chip.dem, chip.valid)
-    return len(chips), statistics
+    return len(chips), statistics, pd.concat(lakes) if lakes else standing_water(job.config.seed, job.places)
 
 
 def _jobs(root: Path, config: SimulationConfig, pool: Executor | None) -> list[_Job]:
@@ -169,7 +177,7 @@ def _is_complete(root: Path, fingerprint: str) -> bool:
     return False
 
 
-def _finished(jobs: list[_Job], pool: Executor | None) -> Iterator[tuple[int, tuple[int, RunningStatistics]]]:
+def _finished(jobs: list[_Job], pool: Executor | None) -> Iterator[tuple[int, _Result]]:
     """Results of the jobs with their numbers, as they come."""
     if pool is None:
         for number, job in enumerate(jobs):
@@ -258,7 +266,7 @@ def simulate(
     try:
         jobs = _jobs(root, config, pool)
         record["chips"] = sum(job.chips for job in jobs)
-        results: dict[int, tuple[int, RunningStatistics]] = {}
+        results: dict[int, _Result] = {}
         with tqdm(total=record["chips"], desc="Simulate", unit="chip", disable=not progress) as bar:
             for number, result in _finished(jobs, pool):
                 results[number] = result
@@ -274,6 +282,9 @@ def simulate(
             total.merge(part.count, part.mean, part.deviations)
     if total.count:
         total.result().write(root / STATISTICS_FILE)
+    lakes = pd.concat([results[number][2] for number in range(len(jobs))]).drop_duplicates("lake_id")
+    with replacing(truth_folder(root) / LAKES_FILE) as part:
+        lakes.to_parquet(part, index=False)
     _write_card(root, config)
     record["shards"] = sorted(str(job.paths(year)[0].relative_to(root)) for job in jobs for year in job.years)
     write_json(root / RECORD_FILE, {**record, "complete": True})

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cryosentinel.data.chips import Chip, clean
+from cryosentinel.data.pixels import few_values
 from cryosentinel.data.split import block_ids
 from cryosentinel.errors import InputError
 from cryosentinel.indices import dem_shape, mndwi, ndwi, slope
@@ -28,6 +29,7 @@ RELIEF_AUC = 0.90  # at most, the elevation model's shape alone: lake against al
 OTHER_WATER = 0.05  # at most, share of reservoirs and ponds in standing water, by number and by area
 SHORTCUT_AUC = 0.57  # at most, for the traces of a modality; texture of land is skewed, noise over water is not: 0.55
 MIN_BODY_PX = 20
+BINS = 1000  # of the histograms of single inputs
 
 _ICE = (Material.ICE, Material.DEBRIS_ICE, Material.SNOW, Material.WET_SNOW)
 
@@ -81,7 +83,7 @@ def _held_out(x: np.ndarray, y: np.ndarray, groups: np.ndarray, weight: np.ndarr
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedGroupKFold
 
-    score = np.zeros(len(y))
+    x, score = few_values(x), np.zeros(len(y))
     for fit, rest in StratifiedGroupKFold(3, shuffle=True, random_state=0).split(x, y, groups):
         model = HistGradientBoostingClassifier(
             max_iter=50, max_leaf_nodes=12, min_samples_leaf=8, early_stopping=False, random_state=0
@@ -105,14 +107,12 @@ def _bodies(chip: Chip, truth: Truth) -> Iterator[tuple[np.ndarray, bool]]:
             yield mask, body.kind in GLACIAL
 
 
-def _surroundings(chip: Chip, truth: Truth, body: np.ndarray) -> list[float]:
-    """What surrounds a body: ice, the shape of the ground, and the body's own outline."""
+def _surroundings(truth: Truth, dem: np.ndarray, steep: np.ndarray, ice: np.ndarray, body: np.ndarray) -> list[float]:
+    """What surrounds a body: ice, the shape of the ground, and the body's own outline. Layers (H, W)."""
     from scipy.ndimage import distance_transform_edt
     from skimage.measure import regionprops
 
     away = distance_transform_edt(~body) * PIXEL_SIZE_M
-    dem = chip.dem[0].astype(np.float64)
-    ice, steep = np.isin(truth.material, _ICE), slope(dem)
     level = float(np.median(dem[body]))
     features = [float(away[ice].min()) if ice.any() else 3000.0]
     for low, high in ((0, 100), (100, 300), (300, 1000)):
@@ -137,14 +137,15 @@ def standing_water_aucs(root: str | os.PathLike[str], per_body: int = 40) -> dic
     rng = np.random.default_rng(0)
     colour, context, lake, block, counts = [], [], [], [], []
     for chip, truth in chips_with_truth(root):
-        s2, s1, _ = clean(chip.s2, chip.s1, chip.dem)
+        s2, s1, dem = clean(chip.s2, chip.s1, chip.dem)
         bands = np.concatenate([s2, 10 ** (s1 / 10) * 1e4]).reshape(14, -1)
+        ground = dem[0].astype(np.float64), slope(dem[0]), np.isin(truth.material, _ICE)
         for body, glacial in _bodies(chip, truth):
             at = np.flatnonzero(body)
             at = rng.choice(at, min(per_body, len(at)), replace=False)
             colour.append(bands[:, at].T)
             counts.append(len(at))
-            context.append(_surroundings(chip, truth, body))
+            context.append(_surroundings(truth, *ground, body))
             lake.append(glacial)
             block.append(_block(chip))
     y, groups = np.array(lake), np.unique(block, return_inverse=True)[1]
@@ -228,19 +229,19 @@ def single_inputs(root: str | os.PathLike[str], split: str | None = None) -> pd.
     ranges = {f"S2L2A {band}": (0.0, 10_000.0) for band in MODALITIES["S2L2A"]}
     ranges |= {"S1GRD VV": (-35.0, 15.0), "S1GRD VH": (-40.0, 10.0), "DEM elevation": (0.0, 9_000.0)}
     ranges |= {"DEM slope": (0.0, 90.0), "MNDWI": (-1.0, 1.0), "NDWI": (-1.0, 1.0)}
-    counts = {name: np.zeros((2, 1000)) for name in ranges}
+    counts = {name: np.zeros((2, BINS)) for name in ranges}
     for chip, truth in chips_with_truth(root, split):
         s2, s1, dem = clean(chip.s2, chip.s1, chip.dem)
         layers = dict(zip(ranges, (*s2, *s1, dem[0], slope(dem[0]), mndwi(s2), ndwi(s2)), strict=True))
-        lake, valid = truth.lake.astype(bool), chip.valid
+        valid = chip.valid
+        lake = (truth.lake[valid] > 0) * BINS
         for name, layer in layers.items():
             low, high = ranges[name]
-            for value, pixels in enumerate((valid & ~lake, valid & lake)):
-                clipped = np.clip(layer[pixels].astype(np.float64), low, high)
-                counts[name][value] += np.histogram(clipped, 1000, (low, high))[0]
+            bins = ((layer[valid].astype(np.float64) - low) * (BINS / (high - low))).astype(np.int64)
+            counts[name] += np.bincount(bins.clip(0, BINS - 1) + lake, minlength=2 * BINS).reshape(2, BINS)
     rows = []
     for name, (other, lake) in counts.items():
-        rows.append({"input": name, **_separation(other, lake, np.linspace(*ranges[name], 1001))})
+        rows.append({"input": name, **_separation(other, lake, np.linspace(*ranges[name], BINS + 1))})
     return pd.DataFrame(rows).sort_values("iou", ascending=False, ignore_index=True)
 
 
@@ -277,14 +278,16 @@ def _sample(
         from_shore: pixels nearer than this to the other class are left out.
         every: one chip in so many.
     """
-    from scipy.ndimage import binary_dilation
+    from scipy.ndimage import distance_transform_cdt
 
     generator = np.random.default_rng(0)
     for chip, truth in chips_with_truth(root, split, every):
         usable = chip.valid.copy()
         if from_shore:
             water = np.isin(truth.material, WATER)
-            usable &= ~(binary_dilation(water, iterations=from_shore) & binary_dilation(~water, iterations=from_shore))
+            if water.any() and not water.all():  # without a shore there is no distance to it
+                shore = distance_transform_cdt(water, "taxicab") + distance_transform_cdt(~water, "taxicab")
+                usable &= shore > from_shore
         usable[:2], usable[-2:], usable[:, :2], usable[:, -2:] = False, False, False, False
         chosen = []
         for value in (0, 1):
@@ -293,32 +296,38 @@ def _sample(
         yield chip, truth, np.concatenate(chosen)
 
 
-def _traces(chip: Chip) -> dict[str, dict[str, np.ndarray]]:
+def _traces(chip: Chip, at: np.ndarray, rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
     """What a simulator can leave behind and a sensor does not: rounding, the sign of the noise, grids, chip edges.
 
     No feature holds the signal or the size of its texture: water is dark and smooth in reality too.
+
+    Args:
+        chip: with its neighbours' values.
+        at: (n,) flat indices of pixels that are not on the chip's rim.
+        rng: of the noise that undoes rounding.
+
+    Returns:
+        modality -> name -> (n,) values.
     """
-    from scipy.ndimage import uniform_filter
-
     height, width = chip.mask.shape
-
-    rng = np.random.default_rng(0)
+    around = at[:, None] + np.add.outer([-width, 0, width], [-1, 0, 1]).ravel()  # the fifth is the pixel itself
 
     def grain(layer: np.ndarray) -> np.ndarray:
         # The sign of a pixel against its neighbours' mean. Half a step of noise undoes the rounding: without it ties,
         # which are common where it is dark and smooth, would tell so.
-        a = layer + rng.uniform(-0.5, 0.5, layer.shape)
-        return np.sign(a - (uniform_filter(a, 3, mode="nearest") * 9 - a) / 8).astype(np.float32)
+        a = layer[around] + rng.uniform(-0.5, 0.5, around.shape)
+        return np.sign(9 * a[:, 4] - a.sum(axis=1))
 
-    s1 = np.where(np.isfinite(chip.s1), chip.s1, 0).astype(np.float32)
-    rows, cols = np.mgrid[:height, :width].astype(np.float32)
+    s2, dem = chip.s2.reshape(len(chip.s2), -1), chip.dem.ravel()[at]
+    s1 = np.where(np.isfinite(chip.s1), chip.s1, 0).astype(np.float32).reshape(len(chip.s1), -1)
+    rows, cols = np.divmod(at, width)
     traces: dict[str, dict[str, np.ndarray]] = {"S2L2A": {}, "S1GRD": {}, "DEM": {}, "chip": {}}
     for i, band in enumerate(MODALITIES["S2L2A"]):
-        traces["S2L2A"] |= {f"{band} last digit": chip.s2[i] % 10, f"{band} parity": chip.s2[i] % 2}
-        traces["S2L2A"][f"{band} grain"] = grain(chip.s2[i])
+        traces["S2L2A"] |= {f"{band} last digit": s2[i, at] % 10, f"{band} parity": s2[i, at] % 2}
+        traces["S2L2A"][f"{band} grain"] = grain(s2[i])
     for i, band in enumerate(MODALITIES["S1GRD"]):
-        traces["S1GRD"] |= {f"{band} last bits": s1[i].view(np.uint32) % 256, f"{band} grain": grain(1e6 * s1[i])}
-    traces["DEM"] |= {"parity": chip.dem[0] % 2, "last digit": chip.dem[0] % 10}
+        traces["S1GRD"] |= {f"{band} last bits": s1[i, at].view(np.uint32) % 256, f"{band} grain": grain(1e6 * s1[i])}
+    traces["DEM"] |= {"parity": dem % 2, "last digit": dem % 10}
     traces["chip"] |= {
         "distance to edge": np.minimum(np.minimum(rows, height - 1 - rows), np.minimum(cols, width - 1 - cols)),
         "row": rows, "column": cols, "row modulo 6": rows % 6, "column modulo 6": cols % 6,
@@ -341,12 +350,11 @@ def shortcut_aucs(root: str | os.PathLike[str], split: str | None = None, per_cl
 
     features: dict[str, list[np.ndarray]] = {}
     names: dict[str, list[str]] = {}
-    labels, fold = [], []
+    labels, fold, rng = [], [], np.random.default_rng(0)
     for number, (chip, truth, at) in enumerate(_sample(root, per_class, split, from_shore=12)):
-        for modality, traces in _traces(chip).items():
+        for modality, traces in _traces(chip, at, rng).items():
             names[modality] = list(traces)
-            block = np.stack([t.ravel()[at].astype(np.float64) for t in traces.values()], axis=1)
-            features.setdefault(modality, []).append(block)
+            features.setdefault(modality, []).append(np.stack(list(traces.values()), axis=1).astype(np.float64))
         labels.append(truth.lake.ravel()[at])
         fold.append(np.full(len(at), number % 2))
     lake, fit = np.concatenate(labels).astype(bool), np.concatenate(fold) == 0

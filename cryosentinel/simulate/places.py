@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from cryosentinel.data.split import block_bucket
 from cryosentinel.errors import ConfigError
 from cryosentinel.geo import utm_epsg
-from cryosentinel.sensors import CHIP_SIZE, CHIP_STRIDE, PIXEL_SIZE_M, REGIONS
+from cryosentinel.sensors import CHIP_SIZE, CHIP_STRIDE, HECTARE_M2, PIXEL_HA, PIXEL_SIZE_M, REGIONS
+from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.ground import Window
 from cryosentinel.simulate.noise import Draw, key
 from cryosentinel.simulate.presets import SPLITS, SimulationConfig
@@ -53,6 +55,35 @@ def chip_centre(epsg: int, row: int, col: int) -> tuple[float, float]:
     easting, northing = (col + half) * PIXEL_SIZE_M, -(row + half) * PIXEL_SIZE_M
     lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(easting, northing)
     return float(lat), float(lon)
+
+
+def standing_water(seed: int, places: Sequence[Place], year: int = 2022) -> pd.DataFrame:
+    """The standing water of the cells under some places, each body once, whether a chip shows it or not.
+
+    Returns:
+        Columns lake_id, region, kind, glacial, area_ha (at the images' date, as flooded), area_2017_ha, elevation,
+        compactness (4 pi area / perimeter squared of the pixel outline, smoothed by the measure of scikit-image).
+    """
+    from skimage.measure import perimeter_crofton
+
+    rows = {}
+    for place in places:
+        window = place.window
+        for i in range(window.row // CELL_PX, (window.row + window.height - 1) // CELL_PX + 1):
+            for j in range(window.col // CELL_PX, (window.col + window.width - 1) // CELL_PX + 1):
+                for lake in cell_lakes(seed, place.epsg, i, j):
+                    if lake.kind == "flat" or lake.lake_id in rows:
+                        continue
+                    mask, before = lake.mask(year + IMAGE_DATE), lake.mask(2017 + IMAGE_DATE)
+                    area = mask.sum() * PIXEL_SIZE_M**2
+                    around = perimeter_crofton(np.pad(mask, 1), 4) * PIXEL_SIZE_M if area else np.nan
+                    compact = 4 * np.pi * area / around**2 if area else np.nan
+                    rows[lake.lake_id] = (
+                        lake.lake_id, place.region, lake.kind, lake.glacial, area / HECTARE_M2,
+                        before.sum() * PIXEL_HA, lake.level, compact,
+                    )  # fmt: skip
+    columns = ["lake_id", "region", "kind", "glacial", "area_ha", "area_2017_ha", "elevation", "compactness"]
+    return pd.DataFrame(list(rows.values()), columns=columns)
 
 
 def _contains(region: str, lat: float, lon: float) -> bool:

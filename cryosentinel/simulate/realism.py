@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cryosentinel.data import sanity
 from cryosentinel.data.split import assign_splits
-from cryosentinel.data.stats import RunningStatistics
+from cryosentinel.data.stats import training_statistics
 from cryosentinel.errors import InputError
 from cryosentinel.geo import place_id
 from cryosentinel.indices import slope
-from cryosentinel.sensors import MODALITIES, PIXEL_SIZE_M, PUBLISHED_STATISTICS, Statistics
+from cryosentinel.sensors import MODALITIES, PUBLISHED_STATISTICS, Statistics
 from cryosentinel.simulate import difficulty
-from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.materials import Material
-from cryosentinel.simulate.places import draw_places
-from cryosentinel.simulate.truth import chips_with_truth
-from cryosentinel.simulate.water import CELL_PX, cell_lakes
-
-if TYPE_CHECKING:
-    from cryosentinel.simulate.presets import SimulationConfig
+from cryosentinel.simulate.truth import chips_with_truth, opened
 
 #: guard -> (lowest, highest, why). None: no limit on that side.
 LIMITS: dict[str, tuple[float | None, float | None, str]] = {
@@ -65,14 +58,10 @@ def compare_statistics(simulated: Statistics, published: Statistics = PUBLISHED_
     return pd.DataFrame(rows, columns=columns)
 
 
-def kept_statistics(root: str | os.PathLike[str], split: str | None = None) -> Statistics:
+def kept_statistics(root: str | os.PathLike[str]) -> Statistics:
     """Statistics over the valid pixels of the chips that the sanity filter keeps: the published ones are of such."""
-    running = RunningStatistics()
-    for chip, _ in chips_with_truth(root, split):
-        ((iou, water),) = sanity.agreement(chip.s2, chip.mask, (sanity.DEFAULT_THRESHOLD,))
-        if not sanity.reasons(np.array([iou]), np.array([water]), np.array([chip.water_frac]))[0]:
-            running.add(chip.s2, chip.s1, chip.dem, chip.valid)
-    return running.result()
+    store = opened(root)[0]
+    return training_statistics(store, np.flatnonzero(store.index["sanity"] == ""), progress=False)
 
 
 def _slopes_90(elevation: np.ndarray, pixel_y: float, pixel_x: float) -> np.ndarray:
@@ -93,50 +82,18 @@ def real_slopes(path: str | os.PathLike[str]) -> np.ndarray:
 
 def simulated_slopes(root: str | os.PathLike[str], region: str | None = None) -> np.ndarray:
     """Slopes in degrees of the chips' elevation at 90 m (means of nine by nine pixels), each place once."""
-    seen, slopes = set(), []
-    for chip, _ in chips_with_truth(root):
-        place = place_id(chip.chip_id)
-        if place in seen or (region is not None and chip.region != region):
-            continue
-        seen.add(place)
-        n = chip.dem.shape[-1] // 9
-        means = chip.dem[0, : n * 9, : n * 9].reshape(n, 9, n, 9).mean(axis=(1, 3), dtype=np.float64)
-        slopes.append(_slopes_90(means, 90.0, 90.0))
-    if not slopes:
+    store = opened(root)[0]
+    rows = store.index if region is None else store.index[store.index["region"] == region]
+    if rows.empty:
         raise InputError(f"The dataset {root} has no chip of the region {region!r}; give another region or none.")
-    return np.concatenate(slopes)
+    once = rows.index[~rows["chip_id"].map(place_id).duplicated()]
+    return np.concatenate([_slopes_90(_at_90_m(store.record(row)["dem"][0]), 90.0, 90.0) for row in once])
 
 
-def lake_table(config: SimulationConfig, year: int = 2022) -> pd.DataFrame:
-    """The standing water of the cells under a dataset's places, each body once, whether a chip shows it or not.
-
-    Returns:
-        Columns lake_id, region, kind, glacial, area_ha (at the images' date, as flooded), area_2017_ha, elevation,
-        compactness (4 pi area / perimeter squared of the pixel outline, smoothed by the measure of scikit-image).
-    """
-    from skimage.measure import perimeter_crofton
-
-    rows, seen = [], set()
-    for place in draw_places(config):
-        window = place.window
-        for i in range(window.row // CELL_PX, (window.row + window.height - 1) // CELL_PX + 1):
-            for j in range(window.col // CELL_PX, (window.col + window.width - 1) // CELL_PX + 1):
-                if (place.epsg, i, j) in seen:
-                    continue
-                seen.add((place.epsg, i, j))
-                for lake in cell_lakes(config.seed, place.epsg, i, j):
-                    if lake.kind == "flat":
-                        continue
-                    mask, before = lake.mask(year + IMAGE_DATE), lake.mask(2017 + IMAGE_DATE)
-                    area = mask.sum() * PIXEL_SIZE_M**2
-                    around = perimeter_crofton(np.pad(mask, 1), 4) * PIXEL_SIZE_M if area else np.nan
-                    compact = 4 * np.pi * area / around**2 if area else np.nan
-                    rows.append(
-                        (lake.lake_id, place.region, lake.kind, lake.glacial, area / 1e4, before.sum() / 100,
-                         lake.level, compact)
-                    )  # fmt: skip
-    columns = ["lake_id", "region", "kind", "glacial", "area_ha", "area_2017_ha", "elevation", "compactness"]
-    return pd.DataFrame(rows, columns=columns)
+def _at_90_m(layer: np.ndarray) -> np.ndarray:
+    """Means of nine by nine pixels, (H // 9, W // 9) float64."""
+    rows, cols = (side // 9 for side in layer.shape)
+    return layer[: rows * 9, : cols * 9].reshape(rows, 9, cols, 9).mean(axis=(1, 3), dtype=np.float64)
 
 
 def size_distance(areas_ha: np.ndarray, real_areas_ha: np.ndarray) -> dict[str, float]:
@@ -178,10 +135,8 @@ def real_chips(folder: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np
 
 def radar_agreement(s1: np.ndarray) -> float:
     """Correlation of VV and VH (2, H, W) in dB after averaging over 90 m; not a number where a pixel is missing."""
-    n = s1.shape[-1] // 9
-    power = 10 ** (s1[:, : n * 9, : n * 9].astype(np.float64) / 10)
-    means = 10 * np.log10(power.reshape(2, n, 9, n, 9).mean(axis=(2, 4)))
-    return float(np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1])
+    vv, vh = (10 * np.log10(_at_90_m(10 ** (band.astype(np.float64) / 10))) for band in s1)
+    return float(np.corrcoef(vv.ravel(), vh.ravel())[0, 1])
 
 
 def contents(root: str | os.PathLike[str]) -> pd.DataFrame:
@@ -193,26 +148,26 @@ def contents(root: str | os.PathLike[str]) -> pd.DataFrame:
         :func:`radar_agreement`); counts of valid pixels both, either (of label and truth), lake_px, standing_px (water
         of any kind that stands); mndwi_iou, mndwi_water (see :func:`cryosentinel.data.sanity.agreement`).
     """
+    store = opened(root)[0]
+    splits = assign_splits(store.index["lat"], store.index["lon"])
+    agreement = (store.index[sanity.column(sanity.DEFAULT_THRESHOLD, what)] for what in ("iou", "water"))
     rows = []
-    for chip, truth in chips_with_truth(root):
+    for (chip, truth), split, iou, water in zip(chips_with_truth(root), splits, *agreement, strict=True):
         shares = np.bincount(truth.material.ravel(), minlength=len(Material)) / truth.material.size
         label, lake = (chip.mask > 0) & chip.valid, (truth.lake > 0) & chip.valid
-        ((iou, water),) = sanity.agreement(chip.s2, chip.mask, (sanity.DEFAULT_THRESHOLD,))
-        n = chip.mask.shape[-1] // 9
-        blocks = [a[: n * 9, : n * 9].reshape(n, 9, n, 9).mean(axis=(1, 3)) for a in (chip.dem[0], truth.lake)]
         rows.append(
             {
                 "chip_id": chip.chip_id,
                 "region": chip.region,
                 "year": chip.snapshot_year,
-                "split": str(assign_splits([chip.lat], [chip.lon])[0]),
+                "split": str(split),
                 "label_error": truth.label_error,
                 "label": chip.water_frac,
                 "truth": truth.lake.mean(),
                 "cloud": (truth.cloud == 1).mean(),
                 "terrain_shadow": truth.terrain_shadow.mean(),
                 "invalid": 1 - chip.valid.mean(),
-                "flat": (slope(blocks[0], 90.0)[blocks[1] == 0] < 4).mean(),
+                "flat": (slope(_at_90_m(chip.dem[0]), 90.0)[_at_90_m(truth.lake) == 0] < 4).mean(),
                 "radar": radar_agreement(chip.s1),
                 "both": int((label & lake).sum()),
                 "either": int((label | lake).sum()),
@@ -273,7 +228,7 @@ def guards(
     Args:
         root: the dataset.
         found: its :func:`contents`.
-        lakes: of :func:`lake_table`, for the same world.
+        lakes: around its places, see :meth:`cryosentinel.simulate.TruthStore.lakes`.
         enriched: a dataset of the preset "reservoirs", for the two questions that need other standing water; without
             it they are left out.
 

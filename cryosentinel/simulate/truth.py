@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryosentinel.data.chips import Chip, iter_shard
+from cryosentinel.data.chips import Chip
 from cryosentinel.data.split import assign_splits
+from cryosentinel.data.store import ChipStore
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 from cryosentinel.paths import SHARDS, truth_folder
 
+LAKES_FILE = "lakes.parquet"
 LAYERS = ("truth", "material", "cloud", "terrain_shadow", "body")
 BODY = pa.struct([("lake_id", pa.string()), ("kind", pa.string()), ("area_ha", pa.float64()), ("frozen", pa.float64())])
 SCHEMA = pa.schema(
@@ -146,6 +150,10 @@ class TruthStore(Mapping[str, Truth]):
         bodies = tuple(Body(**body) for body in columns["bodies"][row])
         return Truth(**arrays, label_error=columns["label_error"][row], bodies=bodies)
 
+    def lakes(self) -> pd.DataFrame:
+        """The standing water around the chips' places, see :func:`cryosentinel.simulate.places.standing_water`."""
+        return pd.read_parquet(self.folder / LAKES_FILE)
+
     def label_errors(self) -> dict[str, str]:
         """Chip id -> label error, of all chips."""
         errors: dict[str, str] = {}
@@ -165,12 +173,23 @@ def chips_with_truth(
         split: of the published finetune split (0.15 degree blocks); all chips, also the buffer's, when None.
         every: take one chip in so many.
     """
+    store, truths = opened(root)
+    rows = np.arange(len(store))
+    if split is not None:
+        rows = rows[assign_splits(store.index["lat"], store.index["lon"]) == split]
+    for row in rows[::every].tolist():
+        chip = store[row]
+        yield chip, truths[chip.chip_id]
+
+
+def opened(root: str | os.PathLike[str]) -> tuple[ChipStore, TruthStore]:
+    """A simulated dataset and its truth, opened once however many measures are taken of it."""
+    root = Path(root).absolute()
+    truth = truth_folder(root)
+    return _opened(root, truth.stat().st_mtime_ns if truth.is_dir() else 0)
+
+
+@lru_cache(maxsize=2)
+def _opened(root: Path, changed: int) -> tuple[ChipStore, TruthStore]:
     truths = TruthStore(root)
-    count = 0
-    for path in sorted(Path(root).glob(SHARDS)):
-        for chip in iter_shard(path):
-            if split is not None and assign_splits([chip.lat], [chip.lon])[0] != split:
-                continue
-            count += 1
-            if (count - 1) % every == 0:
-                yield chip, truths[chip.chip_id]
+    return ChipStore(root), truths
