@@ -308,11 +308,15 @@ def test_the_spread_is_kept_beside_the_maps_and_goes_on_with_them(tmp_path):
     found = run(tmp_path, rest, store)
     assert rest.seen == 20
     for split, chips in (("val", store.chips[:11]), ("test", store.chips[11:])):
-        spread = found.spread(split)
+        spread = found.beside(split, "spread")
         assert spread.rows == found.maps(split).rows
         for i, chip in enumerate(chips):
             expected = np.where(chip.valid, chip.s2[3] / 16_000, np.nan)
             np.testing.assert_allclose(spread.probability(i), expected, atol=0.00251)
+    some = found.maps("test").take([15, 12])
+    assert some.rows == (15, 12) and np.array_equal(some.bins[0], found.maps("test").bins[4])
+    with pytest.raises(InputError, match="row 3 "):
+        found.maps("test").take([3])
     single = Green()
     first = run(tmp_path / "single", single, store, single_of=(tmp_path, {}))
     assert single.seen == 0 and first.maps("test").rows == found.maps("test").rows
@@ -324,4 +328,4 @@ def test_the_spread_is_kept_beside_the_maps_and_goes_on_with_them(tmp_path):
     run(tmp_path, again, store)
     assert again.seen == 12
     with pytest.raises(InputError, match="spread"):
-        run(tmp_path / "plain", store=store).spread("test")
+        run(tmp_path / "plain", store=store).beside("test", "spread")

@@ -91,13 +91,17 @@ class Evaluation:
         """The probability maps of a split."""
         return ProbabilityMaps.open(self.folder, split)
 
-    def spread(self, split: str) -> ProbabilityMaps:
-        """How far the averaged views disagree: twice the standard deviation of their probabilities, as maps.
+    def beside(self, split: str, name: str) -> ProbabilityMaps:
+        """What averaging views leaves beside the probability, as maps.
+
+        Args:
+            split: which.
+            name: first or spread, see :class:`cryosentinel.evaluation.predictors.ModelPredictor`.
 
         Raises:
             InputError: the predictor averaged no views.
         """
-        return ProbabilityMaps.open(self.folder, f"{split}_spread")
+        return ProbabilityMaps.open(self.folder, f"{split}_{name}")
 
     def summary(self, threshold: float = 0.5) -> pd.DataFrame:
         """Global IoU with its interval, and the mean per-chip IoU, by split and reference."""

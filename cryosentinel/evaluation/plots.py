@@ -238,6 +238,80 @@ def comparison(
     return figure
 
 
+def shares(panels: Mapping[str, Mapping[str, Estimate]], kind: str, lowest: float = 0.0) -> Figure:
+    """Shares or differences with their intervals, panels side by side.
+
+    Args:
+        panels: what is on the axis -> name -> estimate.
+        kind: simulated, published or real.
+        lowest: left end of the axes; below 0 for differences, whose axes adapt and mark 0.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = max(len(found) for found in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.4 + 4.3 * len(panels), 1.3 + 0.4 * rows), squeeze=False, layout="constrained"
+    )
+    for ax, (label, found) in zip(axes.flat, panels.items(), strict=True):
+        _dots(ax, found, None)
+        ax.grid(alpha=0.3, linewidth=0.6)
+        if lowest < 0:
+            ax.axvline(0, color=PUBLISHED_COLOUR, linewidth=0.8, linestyle=":")
+            ax.margins(x=0.15)
+        else:
+            ax.set_xlim(-0.06, 1.06)
+        ax.set_xlabel(f"{label} ({kind})\nwhiskers: 95 % over split blocks{_note(found)}", fontsize=9)
+    return figure
+
+
+def uncertainty(tables: Mapping[str, pd.DataFrame], kind: str) -> Figure:
+    """Whether error rises with uncertainty, and what remains of it when the most uncertain pixels are left out.
+
+    Args:
+        tables: measure -> :func:`cryosentinel.evaluation.uncertainty.error_table`.
+        kind: simulated, published or real.
+    """
+    import matplotlib.pyplot as plt
+
+    from cryosentinel.evaluation.calibration import reliability as curve_of
+    from cryosentinel.evaluation.uncertainty import ranking, referral
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
+    for i, (name, table) in enumerate(tables.items()):
+        curve, rest, style = curve_of(table), referral(table), _style(i)
+        curve = curve[curve["pixels"] > 0]
+        label = f"{name} (area under the curve {ranking(table).value:.3f})"
+        left.plot(curve["predicted"], curve["observed"], marker=_MARKERS[i], markersize=4, **style, label=label)
+        right.plot(rest["left_out"], rest["error"], **style)
+    left.set(xlabel="uncertainty", ylabel="share of pixels that are wrong", xlim=(0, 1))
+    right.set(xlabel="share of pixels left out, the most uncertain first", ylabel="share of the others that is wrong")
+    right.set_xscale("symlog", linthresh=1e-3)
+    for ax in (left, right):
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3, linewidth=0.6)
+    figure.suptitle(f"{kind}, test split", fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center")
+    return figure
+
+
+def region_support(found: Mapping[str, Estimate], training: Mapping[str, int], kind: str) -> Figure:
+    """The score of each region over the number of training chips that it had.
+
+    Args:
+        found: region -> estimate of global IoU.
+        training: region -> training chips.
+        kind: simulated, published or real.
+    """
+    figure, ax = _axes()
+    for region, value in found.items():
+        at = training.get(region, 0)
+        ax.errorbar([at], [value.value], yerr=np.array(_error(value))[:, None], fmt="o", color=COLOURS[0], capsize=3)
+        ax.annotate(region, (at, value.value), textcoords="offset points", xytext=(5, 3), fontsize=7)
+    ax.set(xlabel="training chips of the region", ylabel=f"global IoU of the region's test chips ({kind})", ylim=(0, 1))
+    ax.margins(x=0.2)
+    return figure
+
+
 def training_curves(log: pd.DataFrame, kind: str) -> Figure:
     """Loss terms, learning rate and validation IoU by epoch.
 

@@ -49,6 +49,19 @@ class ProbabilityMaps:
         values = np.asarray(self.bins[i])
         return np.where(values == INVALID, np.nan, (values.astype(np.float32) + 0.5) / BINS).astype(np.float32)
 
+    def take(self, rows: Sequence[int]) -> ProbabilityMaps:
+        """The maps of some of the store's rows, in that order.
+
+        Raises:
+            InputError: one of them is not here.
+        """
+        where = {row: i for i, row in enumerate(self.rows)}
+        if lacking := [row for row in rows if row not in where]:
+            raise InputError(
+                f"{len(lacking)} of the chips asked for were not predicted (row {lacking[0]} of the index)."
+            )
+        return ProbabilityMaps(self.bins[[where[row] for row in rows]], tuple(rows), self.key)
+
     @classmethod
     def open(cls, folder: str | os.PathLike[str], split: str) -> ProbabilityMaps:
         """Open the maps that an evaluation wrote.

@@ -238,9 +238,8 @@ def evaluate(
 
         if segmenters.get("digest") != digest:
             segmenters.update(digest=digest, segmenter=load_segmenter(path, study.model, study.statistics))
-        predictor = ModelPredictor(segmenters["segmenter"], flips, precision, **changes)
-        print(predictor.precision, flush=True)
-        return predictor
+            print(choose(precision, "cpu"), flush=True)
+        return ModelPredictor(segmenters["segmenter"], flips, precision, **changes)
 
     usual = {"flips": 4, "precision": choose("auto", "cpu").name}
     digest = sha256(path)
