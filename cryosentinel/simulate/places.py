@@ -18,7 +18,7 @@ from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.ground import Window
 from cryosentinel.simulate.noise import Draw, key
 from cryosentinel.simulate.presets import SPLITS, SimulationConfig
-from cryosentinel.simulate.water import CELL_PX, cell_lakes
+from cryosentinel.simulate.water import CELL_PX, GLACIAL, OTHER, cell_lakes, may_hold
 
 _Wanted = list[tuple[str, str, tuple[int, ...]]]  # (split, kind, years) of each place
 
@@ -143,11 +143,9 @@ def _place(
     easting, northing = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
     row, col = int(-northing // PIXEL_SIZE_M), int(easting // PIXEL_SIZE_M)
     if kind != "background":
-        bodies = cell_lakes(config.seed, epsg, row // CELL_PX, col // CELL_PX)
-        if config.around == "lakes":
-            bodies = tuple(body for body in bodies if body.glacial)
-        else:
-            bodies = tuple(body for body in bodies if body.kind in ("reservoir", "pond"))
+        kinds = GLACIAL if config.around == "lakes" else OTHER
+        cell = config.seed, epsg, row // CELL_PX, col // CELL_PX
+        bodies = [body for body in cell_lakes(*cell) if body.kind in kinds] if may_hold(kinds, *cell) else []
         if not bodies:
             return None
         lake = bodies[int(draw.uniform(0, len(bodies)))]

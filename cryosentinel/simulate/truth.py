@@ -152,7 +152,12 @@ class TruthStore(Mapping[str, Truth]):
 
     def lakes(self) -> pd.DataFrame:
         """The standing water around the chips' places, see :func:`cryosentinel.simulate.places.standing_water`."""
-        return pd.read_parquet(self.folder / LAKES_FILE)
+        try:
+            return pd.read_parquet(self.folder / LAKES_FILE)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{self.folder / LAKES_FILE} cannot be read ({error}); simulate the dataset again."
+            ) from None
 
     def label_errors(self) -> dict[str, str]:
         """Chip id -> label error, of all chips."""

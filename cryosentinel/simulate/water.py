@@ -23,7 +23,7 @@ grow, ponds on the ice come and go, others hardly change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -35,7 +35,7 @@ from cryosentinel.sensors import PIXEL_SIZE_M
 from cryosentinel.simulate.kernels import flood_order
 from cryosentinel.simulate.materials import Material
 from cryosentinel.simulate.noise import Draw, gradient_noise, key, uniform
-from cryosentinel.simulate.terrain import POST_M, POST_PX, Relief, relief, upsample
+from cryosentinel.simulate.terrain import POST_M, POST_PX, Relief, climate, relief, upsample
 
 CELL_POSTS = 180
 CELL_PX = CELL_POSTS * POST_PX  # 540: 5.4 km
@@ -43,6 +43,7 @@ _PAD = 30  # posts around a cell: neighbourhoods of the search
 DEM_DATE = 2013.5  # TanDEM-X flew from 2010 to 2015: the elevation model knows the lakes of then
 
 GLACIAL = ("proglacial", "moraine", "cirque", "supraglacial")
+OTHER = ("reservoir", "pond")  # standing water that is no glacial lake
 #: kind -> (share among glacial lakes, mean and standard deviation of ln area in ha)
 _SIZES: dict[str, tuple[float, float, float]] = {
     "proglacial": (0.32, 2.15, 1.25),
@@ -238,13 +239,46 @@ def _history(kind: str, draw: Draw) -> dict[str, float]:
     }
 
 
+def _wanted(draw: Draw, density: np.ndarray) -> list[tuple[str, float]]:
+    """Kind and area in ha of each body that is drawn for a cell; not all of them find room.
+
+    Args:
+        draw: of the cell.
+        density: of lakes at the cell's posts, see :class:`cryosentinel.simulate.terrain.Climate`.
+    """
+    lakes_here = _LAKES_A_CELL * float(density.mean())
+    wanted: list[tuple[str, float]] = []
+    for _ in range(draw.poisson(lakes_here)):
+        kind = draw.choice({name: size[0] for name, size in _SIZES.items()})
+        wanted.append((kind, float(np.exp(draw.normal(*_SIZES[kind][1:])))))
+    for kind, mean_number, mean, deviation in (
+        ("reservoir", _RESERVOIRS_A_LAKE * lakes_here, 2.3, 0.8),
+        ("pond", _PONDS_A_LAKE * lakes_here, 0.9, 0.9),
+        ("flat", _FLATS_A_CELL, 2.3, 1.1),
+    ):
+        for _ in range(draw.poisson(mean_number)):
+            wanted.append((kind, float(np.exp(draw.normal(mean, deviation)))))
+    return wanted
+
+
+def _posts(cell: int) -> np.ndarray:
+    """The posts of a row or column of cells, padded."""
+    return np.arange(cell * CELL_POSTS - _PAD, (cell + 1) * CELL_POSTS + _PAD)
+
+
+def may_hold(kinds: Collection[str], seed: int, epsg: int, cell_row: int, cell_col: int) -> bool:
+    """Whether a body of these kinds is drawn for a cell, told without making its ground."""
+    rows, cols = (_posts(cell) * POST_PX + 1.0 for cell in (cell_row, cell_col))
+    wanted = _wanted(Draw(seed, epsg, "cell", cell_row, cell_col), climate(epsg, rows, cols).lakes)
+    return any(kind in kinds for kind, _ in wanted)
+
+
 @lru_cache(maxsize=48)
 def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake, ...]:
     """All lakes, ponds and reservoirs of a cell (cell indices: absolute pixel // 540)."""
     from pyproj import Transformer
 
-    post_rows = np.arange(cell_row * CELL_POSTS - _PAD, (cell_row + 1) * CELL_POSTS + _PAD)
-    post_cols = np.arange(cell_col * CELL_POSTS - _PAD, (cell_col + 1) * CELL_POSTS + _PAD)
+    post_rows, post_cols = _posts(cell_row), _posts(cell_col)
     r = relief(seed, epsg, post_rows, post_cols)
     draw = Draw(seed, epsg, "cell", cell_row, cell_col)
     steep = slope(ndimage.gaussian_filter(r.z, 1.0, truncate=3), POST_M)
@@ -257,18 +291,7 @@ def cell_lakes(seed: int, epsg: int, cell_row: int, cell_col: int) -> tuple[Lake
     luck = uniform(post_rows, post_cols, key(seed, epsg, "luck"))
     suits = 0.5 * luck - steep / 20 + 0.35 * np.tanh((z_low - r.z) / 25)
 
-    wanted: list[tuple[str, float]] = []
-    for _ in range(draw.poisson(_LAKES_A_CELL * float(r.lakes.mean()))):
-        kind = draw.choice({name: size[0] for name, size in _SIZES.items()})
-        wanted.append((kind, float(np.exp(draw.normal(*_SIZES[kind][1:])))))
-    lakes_here = _LAKES_A_CELL * float(r.lakes.mean())
-    for _ in range(draw.poisson(_RESERVOIRS_A_LAKE * lakes_here)):
-        wanted.append(("reservoir", float(np.exp(draw.normal(2.3, 0.8)))))
-    for _ in range(draw.poisson(_PONDS_A_LAKE * lakes_here)):
-        wanted.append(("pond", float(np.exp(draw.normal(0.9, 0.9)))))
-    for _ in range(draw.poisson(_FLATS_A_CELL)):
-        wanted.append(("flat", float(np.exp(draw.normal(2.3, 1.1)))))
-
+    wanted = _wanted(draw, r.lakes)
     to_lonlat = Transformer.from_crs(epsg, 4326, always_xy=True)
     # The same rock feeds the waters of a place.
     at_px = np.array([post_rows[len(post_rows) // 2] * POST_PX]), np.array([post_cols[len(post_cols) // 2] * POST_PX])
