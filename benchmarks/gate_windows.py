@@ -47,29 +47,41 @@ def _states(layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def _predicted(
+    network: Any, epsg: int, left: float, top: float, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], gated: Any
+) -> list[np.ndarray]:
+    """Water with and without the gate."""
+    from dataclasses import replace
+
+    import rasterio
+    from affine import Affine
+    from rasterio.crs import CRS
+
+    from cryosentinel.data.geotiff import Raster, write_geotiff
+    from cryosentinel.mapping.scene import predict_scene
+
+    water = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.tif"
+        write_geotiff(path, Raster(*arrays, CRS.from_epsg(epsg), Affine(10, 0, left, 0, -10, top)))
+        for name, options in (("gated", gated), ("plain", replace(gated, gate=None))):
+            made = predict_scene(network, path, Path(folder) / name, options=options, progress=False)
+            with rasterio.open(made["water"]) as source:
+                water.append(source.read(1) == 1)
+    return water
+
+
 def run(quick: bool) -> list[dict[str, Any]]:
     """Windows of the plain run (half overlap, no gate) over those of the gated run; recall of true lake pixels.
 
     A lake pixel is kept when a window that runs holds it. Where the package comes with weights, recall is also taken
     against the ungated run of that network at the same overlap.
     """
-    from affine import Affine
-    from rasterio.crs import CRS
-
     from cryosentinel.data.chips import valid_mask
-    from cryosentinel.data.geotiff import Raster, write_geotiff
     from cryosentinel.errors import InputError
     from cryosentinel.mapping.gate import Gate
     from cryosentinel.mapping.product import default_weights
-    from cryosentinel.mapping.scene import (
-        NO_DATA,
-        RUN,
-        Options,
-        open_scene,
-        predict_scene,
-        window_starts,
-        window_states,
-    )
+    from cryosentinel.mapping.scene import NO_DATA, RUN, Options, seen_by_windows
 
     try:
         from cryosentinel.models.checkpoint import load_segmenter
@@ -86,50 +98,29 @@ def run(quick: bool) -> list[dict[str, Any]]:
     for seed in QUICK_SEEDS if quick else SEEDS:
         for number in range(1 if quick else SCENES):
             epsg, left, top, layers = _scene(seed, number, size)
-            raster = Raster(
-                layers["s2"], layers["s1"], layers["dem"], CRS.from_epsg(epsg), Affine(10, 0, left, 0, -10, top)
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "scene.tif"
-                write_geotiff(path, raster)
-                seen = np.zeros((size, size), bool)
-                with open_scene(path) as scene:
-                    for options in (plain, gated):
-                        starts = window_starts(size, options.window, options.window - options.overlap)
-                        for at in starts:
-                            raw = scene.read(at, options.window)
-                            states = window_states(raw, valid_mask(*raw), at, size, starts, options)
-                            if options is plain:
-                                all_windows += int((states != NO_DATA).sum())
-                                continue
-                            same_overlap += int((states != NO_DATA).sum())
-                            run_windows += int((states == RUN).sum())
-                            for x, state in zip(starts, states, strict=True):
-                                if state == RUN:
-                                    seen[at : at + options.window, x : x + options.window] = True
-                    valid = raster.valid
-                for name, pixels in _states(layers).items():
-                    there[name] = there.get(name, 0) + int((pixels & valid).sum())
-                    kept[name] = kept.get(name, 0) + int((pixels & valid & seen).sum())
-                if network is not None:
-                    import rasterio
-
-                    water = []
-                    for name, options in (("gated", gated), ("plain", Options(flips=1, overlap=OVERLAP))):
-                        made = predict_scene(network, path, Path(folder) / name, options=options, progress=False)
-                        with rasterio.open(made["water"]) as source:
-                            water.append(source.read(1) == 1)
-                    against[0] += int((water[0] & water[1]).sum())
-                    against[1] += int(water[1].sum())
+            arrays = layers["s2"], layers["s1"], layers["dem"]
+            valid = valid_mask(*arrays)
+            states, seen = seen_by_windows(arrays, gated)
+            all_windows += int((seen_by_windows(arrays, plain)[0] != NO_DATA).sum())
+            same_overlap += int((states != NO_DATA).sum())
+            run_windows += int((states == RUN).sum())
+            for name, pixels in _states(layers).items():
+                there[name] = there.get(name, 0) + int((pixels & valid).sum())
+                kept[name] = kept.get(name, 0) + int((pixels & valid & seen).sum())
+            if network is not None:
+                both = _predicted(network, epsg, left, top, arrays, gated)
+                against[0] += int((both[0] & both[1]).sum())
+                against[1] += int(both[1].sum())
     by_state = ", ".join(f"{name} {kept[name] / n:.4f} of {n}" for name, n in there.items() if n)
-    recall = sum(kept.values()) / max(1, sum(there.values()))
+    clear = [name for name in there if "cloud" not in name]
+    recall = sum(kept[name] for name in clear) / max(1, sum(there[name] for name in clear))
     scenes = 1 if quick else SCENES * len(SEEDS)
     what = f"{scenes} simulated scenes of unseen seeds, {size} x {size} px"
     network_says = ""
     if network is not None:
         share = against[0] / max(1, against[1])
         network_says = f"; against the ungated run of the packaged network {share:.5f} of {against[1]} pixels"
-    lakes = f"true lake pixels in windows that run ({what}): {by_state}{network_says}"
+    lakes = f"true lake pixels without cloud in windows that run ({what}): {by_state}{network_says}"
     windows = f"windows predicted ({what}, lakes in most of them); the larger stride alone leaves {same_overlap}"
     return [
         {"id": "gate_windows", "what": windows, "ours": run_windows, "peer": all_windows,

@@ -243,6 +243,7 @@ def predict(
     out: Path | None = None,
     threshold: float = 0.5,
     flips: Literal[1, 2, 4] = 4,
+    adaptive_flips: bool = False,
     overlap: int = 112,
     batch_size: int = 8,
     precision: Choice = "auto",
@@ -258,6 +259,7 @@ def predict(
         out: folder for SCENE_probability.tif and SCENE_water.tif; outputs/predictions by default.
         threshold: probability from which a pixel is water.
         flips: test-time flips averaged in logit space.
+        adaptive_flips: flip only windows whose first pass is undecided: about half the work.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
@@ -279,7 +281,9 @@ def predict(
             scene,
             out or paths.predictions(),
             threshold=threshold,
-            options=Options(flips=flips, overlap=overlap, batch_size=batch_size, precision=precision),
+            options=Options(
+                flips=flips, overlap=overlap, batch_size=batch_size, adaptive=adaptive_flips, precision=precision
+            ),
         )
         share = result["water_pixels"] / max(1, result["valid_pixels"])
         print(f"{scene}: {result['water_ha']:.2f} ha of water, {share:.1%} of the valid pixels -> {result['water']}")
@@ -301,6 +305,7 @@ def map(
     threshold: float = 0.5,
     min_area_ha: float = 0.1,
     flips: Literal[1, 2, 4] = 4,
+    adaptive_flips: bool = False,
     overlap: int = 112,
     batch_size: int = 8,
     gate: bool = False,
@@ -339,9 +344,10 @@ def map(
         threshold: probability from which a pixel is water.
         min_area_ha: smaller lakes are left out; below 0.5 ha they are flagged as candidates.
         flips: test-time flips averaged in logit space.
+        adaptive_flips: flip only windows whose first pass is undecided: about half the work.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
-        gate: skip windows where no glacial lake can be; off by default, because it can lose a new lake on steep ground.
+        gate: skip windows where no glacial lake can be; off by default: what it skips no network looks at.
         gate_rules: YAML file of the rules; the package's own by default.
         s2_offset: digital numbers to subtract from Sentinel-2: 1000 for raw L2A of baseline 04.00 and later.
         s1_linear: the radar is linear power rather than dB.
@@ -390,7 +396,9 @@ def map(
     if ckpt is None:
         default_weights()  # said before images are fetched
     rules = Gate.read(gate_rules) if gate else None
-    options = Options(flips, overlap=overlap, batch_size=batch_size, gate=rules, precision=precision)
+    options = Options(
+        flips, overlap=overlap, batch_size=batch_size, adaptive=adaptive_flips, gate=rules, precision=precision
+    )
     if data is not None:
         assert year is not None
         found = chip_scenes(data, region, year, out / "chips", n_chips)

@@ -28,7 +28,9 @@ from cryosentinel_figures import (  # noqa: E402
 
 from cryosentinel import paths  # noqa: E402
 
-CHAPTERS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
+CHAPTERS = (
+    "01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune", "07_lake_maps"
+)  # fmt: skip
 PUBLISHED = json.loads((ROOT / "cryosentinel" / "published.json").read_text(encoding="utf-8"))
 
 

@@ -40,6 +40,19 @@ def test_every_state_of_a_lake_passes_on_level_ground_and_none_on_a_slope(kind: 
     assert not gate.possible(s2, s1, world(level=False)[2], valid).any()
 
 
+def test_open_water_that_the_radar_confirms_passes_on_any_slope() -> None:
+    gate = Gate.read()
+    s2, s1, dem, valid = world(level=False)
+    paint(s2, "clear")
+    s1[LAKE] = -18  # calm water
+    found = gate.possible(s2, s1, dem, valid)
+    assert found[LAKE[1:]].mean() > 0.8 and not found[:, :290].any()
+    s1[LAKE] = -10  # a bright slope in the shade of a mountain
+    assert not gate.possible(s2, s1, dem, valid).any()
+    s1[LAKE] = np.nan
+    assert not gate.possible(s2, s1, dem, valid).any()
+
+
 def test_noise_and_places_without_data_do_not_pass() -> None:
     gate = Gate.read()
     s2, s1, dem, valid = world()
@@ -73,9 +86,9 @@ def test_a_window_runs_for_what_lies_in_its_core() -> None:
 
 def test_rules_come_from_a_file_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
-    path.write_text("ndwi: 0.1\nmndwi: 0.2\nslope: 10\nmin_pixels: 5\n")
-    assert Gate.read(path) == Gate(0.1, 0.2, 10, 5)
-    for text in ("ndwi: 0.1\n", "ndwi: a\nmndwi: 0.2\nslope: 10\nmin_pixels: 5\n", "[", "x: 1\n"):
+    path.write_text("ndwi: 0.1\nmndwi: 0.2\nslope: 10\nopen_ndwi: 0.4\nopen_vv: -15\nmin_pixels: 5\n")
+    assert Gate.read(path) == Gate(0.1, 0.2, 10, 0.4, -15, 5)
+    for text in ("ndwi: 0.1\n", path.read_text().replace("0.1", "a"), "[", "x: 1\n"):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"g\.yaml"):
             Gate.read(path)

@@ -101,6 +101,17 @@ def test_memory_follows_the_width_not_the_area(tmp_path: Path) -> None:
     assert max(shape[0] for shape in model.shapes) == 2  # a row band holds two windows, however tall the scene
 
 
+def test_adaptive_flips_run_fewer_passes_over_a_scene(tmp_path: Path) -> None:
+    bands = scene_bands(224, 448)
+    bands[2], bands[10] = 4000, 100  # every pixel decided
+    scene, passes = write_scene(tmp_path / "a.tif", bands), []
+    for adaptive in (False, True):
+        model = PixelModel().eval()
+        predict_scene(model, scene, tmp_path / str(adaptive), options=exact(adaptive=adaptive), progress=False)
+        passes.append(sum(shape[0] for shape in model.shapes))
+    assert passes == [12, 3]
+
+
 def test_windows_cover_every_pixel_and_end_at_the_edge() -> None:
     for length in (224, 225, 336, 337, 1000):
         starts = window_starts(length, 224, 112)
@@ -208,7 +219,7 @@ def test_gated_windows_are_counted_and_dry(tmp_path: Path) -> None:
     bands = scene_bands(224, 900)
     bands[:12], bands[10], bands[12:14], bands[14] = 2000, 3000, -12, 3000
     bands[7:12, 50:100, 50:100] = 100  # one lake, bright in green and dark beyond
-    gate = Gate(ndwi=0.0, mndwi=0.2, slope=15, min_pixels=20)
+    gate = Gate(ndwi=0.0, mndwi=0.2, slope=15, open_ndwi=1, open_vv=-99, min_pixels=20)
     result = predict_scene(PixelModel().eval(), write_scene(tmp_path / "a.tif", bands), tmp_path,
                            options=exact(flips=1, gate=gate), progress=False)  # fmt: skip
     states = result["window_states"]

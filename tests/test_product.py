@@ -29,7 +29,7 @@ from cryosentinel.mapping.gate import Gate
 from cryosentinel.mapping.product import chip_scenes, default_weights, map_lakes
 from cryosentinel.mapping.scene import Options, predict_scene
 
-OPTIONS = Options(flips=1, gate=Gate(ndwi=0, mndwi=0.2, slope=20, min_pixels=5))
+OPTIONS = Options(flips=1, gate=Gate(ndwi=0, mndwi=0.2, slope=20, open_ndwi=1, open_vv=-99, min_pixels=5))
 
 
 def slow_model() -> PixelModel:

@@ -5,7 +5,7 @@ import torch
 from model_factory import batch, slim, toy
 
 from cryosentinel.errors import ConfigError
-from cryosentinel.models.tta import FLIPS, TURNS, flip_logits, view_logits
+from cryosentinel.models.tta import FLIPS, TURNS, flip_logits, undecided, view_logits
 
 
 def test_mean_of_four_flips_in_logit_space_refiner_inside():
@@ -42,6 +42,29 @@ def test_other_entries_of_the_batch_pass_untouched():
     data = {**batch(1), "label": label, "row": torch.tensor([3])}
     assert torch.allclose(flip_logits(model, data), data["DEM"][:, 0], atol=1e-2)
     assert len(seen) == 4 and all(s is label for s in seen)
+
+
+def test_adaptive_flips_are_for_undecided_images_alone():
+    # Logits of +-6 are decided; in the second image a hundredth of the pixels is not.
+    sure = torch.full((3, 100, 100), 6.0)
+    sure[1, :10, :10] = 0.1
+    sure[2] *= -1
+    assert undecided(sure).tolist() == [False, True, False]
+    passes = []
+
+    def model(data):
+        passes.append(len(data["DEM"]))
+        side = torch.linspace(-0.2, 0.2, 100)  # a bias that flips cancel
+        return data["DEM"][:, 0] + side
+
+    data = {"DEM": sure[:, None], "row": torch.arange(3)}
+    adaptive, plain = flip_logits(model, data, adaptive=True), flip_logits(model, data)
+    assert passes == [3, 1, 1, 1, 3, 3, 3, 3]
+    assert torch.allclose(adaptive[1], plain[1]) and torch.allclose(plain, sure, atol=1e-6)
+    assert torch.equal(adaptive[::2], model(data)[::2])
+    passes.clear()
+    assert torch.equal(flip_logits(model, {"DEM": sure[:1, None]}, adaptive=True), model({"DEM": sure[:1, None]}))
+    assert passes == [1, 1]
 
 
 def test_three_flips_end_in_a_sentence():

@@ -34,6 +34,7 @@ class ModelPredictor:
         flips: 1 (none), 2 or 4 (both axes).
         precision: see :func:`cryosentinel.precision.choose`; the sigmoid is always float32.
         turns: average four quarter turns in the place of flips.
+        adaptive: flip only the chips whose first pass is undecided, see :func:`cryosentinel.models.tta.undecided`.
         without: modalities that are missing: every pixel has the mean of the segmenter's statistics instead.
 
     Attributes:
@@ -51,19 +52,21 @@ class ModelPredictor:
         precision: str = "auto",
         turns: bool = False,
         without: Sequence[str] = (),
+        adaptive: bool = False,
     ) -> None:
         self._segmenter: Any = segmenter.eval()
         self._device = next(segmenter.parameters()).device
         self.precision = choose(precision, self._device.type)
         self.settings: dict[str, Any] = {"flips": flips, "precision": self.precision.name}
-        self.beside = ("first", "spread") if turns or flips > 1 else ()
+        self.beside = ("first", "spread") if (turns or flips > 1) and not adaptive else ()
         self.settings |= ({"turns": True} if turns else {}) | ({"without": list(without)} if without else {})
+        self.settings |= {"adaptive": True} if adaptive else {}
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """See :class:`Predictor`."""
         import torch
 
-        from cryosentinel.models.tta import FLIPS, TURNS, view_logits
+        from cryosentinel.models.tta import FLIPS, TURNS, flip_logits, view_logits
 
         views = TURNS if "turns" in self.settings else FLIPS[: self.settings["flips"]]
         moved = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
@@ -71,6 +74,8 @@ class ModelPredictor:
             means = torch.tensor(self._segmenter.statistics.means[name], device=self._device)
             moved[name] = means[None, :, None, None].expand_as(moved[name]).float()
         with torch.inference_mode(), self.precision.autocast(self._device.type):
+            if "adaptive" in self.settings:
+                return torch.sigmoid(flip_logits(self._segmenter, moved, len(views), adaptive=True)).cpu().numpy()
             logits = torch.stack(list(view_logits(self._segmenter, moved, views)))
         if self.beside:
             each = torch.sigmoid(logits)

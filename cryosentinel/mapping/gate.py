@@ -17,19 +17,25 @@ from cryosentinel.mapping.lakes import label_lakes
 class Gate:
     """Rules that a pixel must pass to be a possible lake; enough of them together let their windows through.
 
-    A pixel passes when it looks like water, ice or snow in the optical bands and lies on ground that is level enough.
-    Elevation has no rule: a model may be asked about water anywhere.
+    A pixel passes when it looks like water, ice or snow in the optical bands and lies on ground that is level enough;
+    or when it is plainly open water, in the index and to the radar, whatever the slope: a lake that is younger than the
+    elevation model lies on what were steep slopes. Elevation has no rule: a model may be asked about water anywhere.
 
     Attributes:
         ndwi: a pixel above this looks like open water.
         mndwi: a pixel above this looks like water, or like the ice on it.
-        slope: degrees; steeper ground holds no lake.
+        slope: degrees; steeper ground holds no lake, unless it is plainly open water.
+        open_ndwi: a pixel above this is open water if the radar agrees.
+        open_vv: dB; the radar agrees where the mean of VV over 5 x 5 pixels (speckle) is below this: water reflects it
+            away, snow-free slopes that face the radar do not.
         min_pixels: connected pixels (8 neighbours) that a possible lake has; fewer are noise.
     """
 
     ndwi: float
     mndwi: float
     slope: float
+    open_ndwi: float
+    open_vv: float
     min_pixels: int
 
     @classmethod
@@ -63,7 +69,7 @@ class Gate:
 
         Args:
             s2: (12, H, W) reflectance x 10,000.
-            s1: (2, H, W) dB; not looked at: wind and wet snow let it say anything.
+            s1: (2, H, W) dB. It only lets pixels through: wind and wet snow let it say anything.
             dem: (1, H, W) m.
             valid: (H, W) bool, pixels that hold data.
 
@@ -77,7 +83,9 @@ class Gate:
         # Where there is no elevation nothing is known of the slope, and the steps around it are none.
         elevation = np.where(valid, dem[0], np.median(dem[0][valid]) if valid.any() else 0).astype(np.float32)
         steep = slope(ndimage.uniform_filter(elevation, 5, mode="nearest"))
-        passes = valid & ((ndwi(s2) > self.ndwi) | (mndwi(s2) > self.mndwi)) & (steep <= self.slope)
+        index, vv = ndwi(s2), ndimage.uniform_filter(np.where(valid, s1[0], 0).astype(np.float32), 5, mode="nearest")
+        level = ((index > self.ndwi) | (mndwi(s2) > self.mndwi)) & (steep <= self.slope)
+        passes = valid & (level | ((index > self.open_ndwi) & (vv < self.open_vv)))
         # Noise and threads of a pixel or two are no lakes.
         passes = ndimage.binary_opening(passes, np.ones((3, 3), bool))
         return label_lakes(passes, self.min_pixels)[0] > 0

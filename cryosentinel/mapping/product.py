@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -180,7 +179,8 @@ def map_lakes(
     if done:
         return done
 
-    load = functools.partial(_load, os.fspath(checkpoint), _absolute(model), _absolute(statistics), device)
+    load = _Loader(os.fspath(checkpoint), settings["weights"], _absolute(model), _absolute(statistics), device,
+                   progress)  # fmt: skip
     if progress:
         print(precision)
     results = _predict(found, out, load, threshold, options, settings["weights"], scheduler, progress)
@@ -230,10 +230,25 @@ def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.path.abspath(path)
 
 
-def _load(ckpt: str, model: str | None, statistics: str | None, device: str) -> Any:
+@dataclass(frozen=True)
+class _Loader:
+    """Opens the network; equal ones open the same, so that a process opens it once for several maps."""
+
+    ckpt: str
+    digest: str
+    model: str | None
+    statistics: str | None
+    device: str
+    verbose: bool
+
+    def __call__(self) -> Any:
+        return _load(self.ckpt, self.model, self.statistics, self.device, self.verbose)
+
+
+def _load(ckpt: str, model: str | None, statistics: str | None, device: str, verbose: bool) -> Any:
     from cryosentinel.models.checkpoint import load_segmenter
 
-    return load_segmenter(ckpt, model, statistics, device)
+    return load_segmenter(ckpt, model, statistics, device, verbose=verbose)
 
 
 def _finished(out: Path, key: str) -> LakeMap | None:
@@ -361,20 +376,26 @@ def write_lakes(out: Path, lakes: gpd.GeoDataFrame, windows: Sequence[gpd.GeoDat
 
 def _pictures(scene: OpenScene, result: dict[str, Any]) -> tuple[Overlay, Overlay]:
     """True colour and probability of a scene, thinned."""
-    import rasterio
-
-    from cryosentinel.evaluation.scores import BINS, INVALID
     from cryosentinel.mapping.maps import Overlay, true_colour
 
     (s2, _, _), transform = scene.preview(PREVIEW_PX)
     epsg = scene.crs.to_epsg() or scene.crs.to_wkt()
-    with rasterio.open(result["probability"]) as source:
-        bins = source.read(1, out_shape=s2.shape[1:])
-    import matplotlib
-
-    shade = matplotlib.colormaps["viridis"](bins / BINS, bytes=True)
-    shade[..., 3] = np.where((bins == INVALID) | (bins < BINS // 20), 0, 255)  # below 5 % the ground shows
+    shade = probability_image(result["probability"], s2.shape[1:])
     return Overlay(true_colour(s2), transform, epsg), Overlay(shade, transform, epsg)
+
+
+def probability_image(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> np.ndarray:
+    """A probability raster in colours, (H, W, 4) uint8, transparent below 5 %; thinned to ``shape`` where given."""
+    import matplotlib
+    import rasterio
+
+    from cryosentinel.evaluation.scores import BINS, INVALID
+
+    with rasterio.open(path) as source:
+        bins = source.read(1, out_shape=shape or source.shape)
+    shade = matplotlib.colormaps["viridis"](bins / BINS, bytes=True)
+    shade[..., 3] = np.where((bins == INVALID) | (bins < BINS // 20), 0, 255)
+    return shade
 
 
 def _quicklook(
@@ -399,7 +420,7 @@ def _quicklook(
     left.set_title(f"{len(lakes)} lakes, {lakes['area_ha'].sum():.1f} ha", fontsize=10)
     right.set_title(f"probability; {len(gated)} windows skipped by the gate (grey)", fontsize=10)
     for ax in (left, right):
-        ax.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+        ax.set(xticks=[], yticks=[], xlabel="", ylabel="", xlim=extent[:2], ylim=extent[2:])
     with replacing(path) as part:
         figure.savefig(part, dpi=110, metadata={"Software": None})
 

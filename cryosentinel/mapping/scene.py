@@ -59,6 +59,7 @@ class Options:
         window: pixels a side of a window, a multiple of 16.
         overlap: pixels that neighbouring windows share, below ``window``.
         batch_size: windows a forward pass.
+        adaptive: flip only the windows whose first pass is undecided, see :func:`cryosentinel.models.tta.undecided`.
         gate: rules by which windows are skipped; None predicts every window that holds data.
         precision: of the network, see :func:`cryosentinel.precision.choose`.
     """
@@ -67,6 +68,7 @@ class Options:
     window: int = CHIP_SIZE
     overlap: int = CHIP_SIZE // 2
     batch_size: int = 8
+    adaptive: bool = False
     gate: Gate | None = None
     precision: str = "auto"
 
@@ -434,7 +436,7 @@ def predict_bands(
                 windows = np.stack([array[:, :, x : x + window] for x in group])
                 batch[name] = torch.from_numpy(windows.astype(np.float32)).to(device)
             with torch.inference_mode(), precision.autocast(device.type):
-                logits = flip_logits(segmenter, batch, flips=options.flips).float().cpu().numpy()
+                logits = flip_logits(segmenter, batch, options.flips, options.adaptive).float().cpu().numpy()
             for x, logit in zip(group, logits, strict=True):
                 columns = slice(x, min(x + window, width))
                 part = (slice(0, rows), slice(0, columns.stop - x))
@@ -485,6 +487,33 @@ def window_states(
             core = slice(x + half if x else 0, right - half if right < width else right)
             states[number] = RUN if possible[core_rows, core].any() else GATED
     return states
+
+
+def seen_by_windows(
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray], options: Options
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which windows of a whole scene in memory would run, and what they see.
+
+    Args:
+        arrays: (12, H, W), (2, H, W) and (1, H, W) as :meth:`OpenScene.read` gives them; sides of a window or more.
+        options: window size, overlap and gate.
+
+    Returns:
+        The state of each window, (windows,) uint8; and (H, W) bool, pixels that a window which runs holds.
+    """
+    valid, window = valid_mask(*arrays), options.window
+    height, width = valid.shape
+    stride = window - options.overlap
+    lefts = window_starts(width, window, stride)
+    seen, found = np.zeros(valid.shape, bool), []
+    for top in window_starts(height, window, stride):
+        rows = slice(top, top + window)
+        s2, s1, dem = (array[:, rows] for array in arrays)
+        states = window_states((s2, s1, dem), valid[rows], top, height, lefts, options)
+        for x in np.array(lefts)[states == RUN].tolist():
+            seen[rows, x : x + window] = True
+        found.append(states)
+    return np.concatenate(found), seen
 
 
 # --- files -------------------------------------------------------------------------------------------------------

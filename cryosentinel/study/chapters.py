@@ -18,7 +18,9 @@ from cryosentinel.paths import CONFIGS, PACKAGE, project_root
 from cryosentinel.study import ledger
 from cryosentinel.study.study import Study
 
-NOTEBOOKS = ("01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune")
+NOTEBOOKS = (
+    "01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "07_lake_maps", "06_failed_finetune"
+)  # fmt: skip
 
 
 def notebook_parameters(name: str) -> dict[str, dict[str, Any]]:
