@@ -181,7 +181,8 @@ def evaluate(
     Args:
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
         preset: the simulated chips to score on, and the configuration that splits them.
-        data: folder of chips in the published format to score on instead.
+        data: folder of chips in the published format to score on instead, chosen and split as the checkpoint's own
+            stage did: by --model, or by the configuration in its run's folder.
         flips: test-time flips averaged in logit space.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         out: folder for metrics.json; a new one under outputs/runs by default.

@@ -1,6 +1,7 @@
 """The command line: quick help, typed options, one sentence for bad input at once, and every command's own work."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from cryosentinel.cli import main
 from cryosentinel.data.chips import write_shard
 from cryosentinel.data.geotiff import Raster, write_geotiff
 from cryosentinel.data.split import assign_splits
+from cryosentinel.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "pandas", "rasterio", "geopandas", "lightning")
@@ -312,6 +314,29 @@ def split_chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def write_stage(run: Path, **data: object) -> Path:
+    """The configuration in a run's folder, which says how its stage split the chips."""
+    path = run / "logs" / "config.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump({"run_name": run.name, "data": {"root": "chips", "buffer": 0.02, **data}}))
+    return path
+
+
+def test_chips_are_split_as_the_checkpoints_own_stage_did(here, unet, split_chips, monkeypatch) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(here / "outputs"))
+    run = here / "stage"
+    stage = write_stage(run, regions=["ile_alatau"], block_size=0.25, sanity=0.3)
+    (run / "checkpoints").mkdir()
+    shutil.copy(unet, run / "checkpoints" / "unet.ckpt")
+    study = Study("tiny", data=split_chips)
+    assert study.checkpoint(str(run / "checkpoints" / "unet.ckpt")).name == "unet.ckpt"
+    module = study.datamodule
+    assert (study.split_config, module.block_size, module.sanity, module.regions) == (stage, 0.25, 0.3, ["ile_alatau"])
+    given = Study("tiny", data=split_chips, model="configs/terramind_v3_finetune_almaty_v2.yaml")
+    given.checkpoint(str(unet))
+    assert given.split_config.name == "terramind_v3_finetune_almaty_v2.yaml"
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(here, unet, capsys, device) -> None:
     write_geotiff("scene.tif", make_chip(1, 224))
@@ -321,7 +346,15 @@ def test_a_device_that_is_not_there_is_refused(here, unet, capsys, device) -> No
 
 
 def test_evaluate_and_audit_write_what_they_print(here, unet, split_chips, capsys) -> None:
-    words = ["--ckpt", str(unet), "--data", str(split_chips), "--preset", "tiny"]
+    run = here / "runs" / "elsewhere"
+    (run / "checkpoints").mkdir(parents=True)
+    ckpt = shutil.copy(unet, run / "checkpoints" / "unet.ckpt")
+    words = ["--ckpt", str(ckpt), "--data", str(split_chips)]
+    before = sorted(here.parent.rglob("*"))
+    assert main(["evaluate", *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "unet.ckpt" in said and "--model" in said and sorted(here.parent.rglob("*")) == before
+    write_stage(run, regions=["ile_alatau"], block_size=0.15)
     assert main(["evaluate", *words, "--flips", "1", "--precision", "32-true", "--out", "scores"]) == 0
     shown = capsys.readouterr().out
     metrics = json.loads(Path("scores/metrics.json").read_text())

@@ -204,6 +204,14 @@ def test_an_empty_split_is_refused(tmp_path):
         evaluate(Green(), MemoryStore(), {"test": []}, tmp_path, digest="d", progress=False)
 
 
+def test_a_split_without_a_valid_pixel_is_refused(tmp_path):
+    store, predict = MemoryStore(), Green()
+    store.index["valid_frac"] = 0.0
+    with pytest.raises(InputError, match=r"val split.*valid pixel"):
+        run(tmp_path, predict, store)
+    assert predict.seen == 0
+
+
 def test_chips_of_one_name_are_refused_before_anything_is_predicted(tmp_path):
     store, predict = MemoryStore(), Green()
     store.index.loc[[3, 5], "chip_id"] = "twin"

@@ -103,8 +103,11 @@ def test_undefined_scores_are_nan_not_one():
     for name in ("iou", "f1", "precision", "recall", "mean_chip_iou_lake"):
         assert math.isnan(metrics.score(nothing, name))
     assert metrics.score(nothing, "mean_chip_iou") == 1.0
-    with pytest.raises(InputError, match="No threshold"):
-        metrics.best_threshold(nothing)
+    alarms = table_of(np.ones((2, 4, 4), np.float32), np.zeros((2, 4, 4), bool))
+    for lakeless in (nothing, alarms):
+        with pytest.raises(InputError, match=r"No threshold.*no lake"):
+            metrics.best_threshold(lakeless)
+    assert metrics.best_threshold(nothing, "mean_chip_iou") == 0.5
 
 
 def test_best_threshold_takes_the_maximum_and_the_tie_nearest_to_a_half(table):

@@ -322,6 +322,10 @@ def evaluate(
     for split, chosen in rows.items():
         if not len(chosen):
             raise InputError(f"The {split} split holds no chip; take more data or a smaller buffer.")
+        if "valid_frac" in store.index and not store.index["valid_frac"].iloc[list(chosen)].any():
+            raise InputError(
+                f"None of the {len(chosen)} chips of the {split} split has a valid pixel; check the bands' fill."
+            )
         names = store.index.iloc[list(chosen)][["chip_id", "region", "year"]]
         if (twice := names.duplicated()).any():
             chip = names.loc[twice, "chip_id"].iloc[0]

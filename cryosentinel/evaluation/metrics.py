@@ -147,14 +147,15 @@ def best_threshold(table: pd.DataFrame, metric: str = "iou", thresholds: Sequenc
     """The threshold with the highest score; of equals the one nearest to 0.5. Choose it on validation, never on test.
 
     Raises:
-        InputError: the score is not defined at any threshold (no lake and no prediction).
+        InputError: the chips hold no lake, or the score is not defined at any threshold.
     """
     if metric not in METRICS:
         raise ConfigError(f"There is no metric {metric!r}; known are {', '.join(METRICS)}.")
     values = sweep(table, thresholds)[metric].to_numpy()
-    if not np.isfinite(values).any():
+    # Without a lake, IoU is 0 at every threshold and all are equally good.
+    if not np.isfinite(values).any() or (metric != "mean_chip_iou" and not histograms(table)[0].any()):
         raise InputError(
-            f"No threshold can be chosen by {metric}: these {len(table)} chips hold no lake and no prediction."
+            f"No threshold can be chosen by {metric}: these {len(table)} chips hold no lake; take more chips."
         )
     tied = np.flatnonzero(values == np.nanmax(values))
     return float(min((thresholds[i] for i in tied.tolist()), key=lambda t: (abs(t - 0.5), t)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cryosentinel import paths
-from cryosentinel.errors import CryoSentinelError, InputError
+from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
 from cryosentinel.files import sha256
 from cryosentinel.paths import SOUP, STATISTICS_FILE
 from cryosentinel.precision import choose
@@ -134,14 +134,41 @@ def checkpoint(study: Study, ckpt: str = SOUP) -> Path:
 
     Args:
         study: whose soup.
-        ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
+        ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path. One from elsewhere also decides how
+            chips that were not simulated are split: as its own stage did, not as a preset does.
+
+    Raises:
+        CheckpointError: there is none, or it is refused.
+        ConfigError: nothing says how its stage split the chips.
     """
     from cryosentinel.models.checkpoint import resolve_checkpoint
 
     runs = paths.runs()
     if ckpt == SOUP and not (study.folders.by_hand and any(runs.glob(f"*/checkpoints/{SOUP}"))):
         return soup(study)
-    return resolve_checkpoint(ckpt, runs)
+    path = resolve_checkpoint(ckpt, runs)
+    if not study.simulated and not path.resolve().is_relative_to(study.folders.run.resolve()):
+        study.split_config = _stage(study, path)
+    return path
+
+
+def _stage(study: Study, path: Path) -> Path:
+    """The configuration of the stage that a checkpoint from elsewhere comes from: the one given, or its run's own.
+
+    Raises:
+        CheckpointError: the checkpoint itself is refused.
+        ConfigError: nothing says how its stage split the chips.
+    """
+    run = path.parent.parent / "logs" / "config.yaml"
+    if study.model or run.is_file():
+        return paths.config(study.model or run)
+    from cryosentinel.models.checkpoint import load_segmenter
+
+    load_segmenter(path, None, study.statistics)  # what is wrong with the file itself is said first
+    raise ConfigError(
+        f"{path} does not lie in the folder of its run, so nothing says how its stage split the chips (regions, "
+        "filter, block size); name that stage's configuration: --model configs/terramind_v3_finetune_almaty_v2.yaml."
+    )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Study:
         folders: where chips, run and figures lie.
         metrics: the file that figures are added to.
         config_path: the run's configuration, ``configs/<preset>.yaml``.
+        split_config: the configuration whose section ``data`` chooses and splits the chips: the run's, until a
+            checkpoint from elsewhere is scored on chips that were not simulated.
         own_seed: the seed that the configuration names.
         segmenters: the network that was scored last, so that it is not opened for each of its settings.
 
@@ -70,6 +72,7 @@ class Study:
         self.model, self.statistics = model, statistics
         self.segmenters: dict[str, Any] = {}
         self.config_path = paths.config(preset)
+        self.split_config = self.config_path
         self.own_seed = int(yaml.safe_load(self.config_path.read_text(encoding="utf-8"))["seed"])
         self.seed = seed or self.own_seed
         self.folders = Folders.of(preset, data, out, notebook, None if self.seed == self.own_seed else self.seed)
@@ -109,12 +112,12 @@ class Study:
 
     @cached_property
     def datamodule(self) -> ChipDataModule:
-        """The chips as the run's configuration splits them, set up."""
+        """The chips, chosen and split as ``split_config`` says, set up."""
         from cryosentinel.training.config import parse
         from cryosentinel.training.fit import build
 
         values: dict[str, Any] = {"data.root": str(self.chips()), "seed": self.seed}
-        module = build(*parse(self.config_path, values))[1]
+        module = build(*parse(self.split_config, values))[1]
         module.setup()
         return module
 
