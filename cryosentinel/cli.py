@@ -24,7 +24,7 @@ COMMANDS = {
     "soup": "average snapshots of a run into one checkpoint",
     "evaluate": "score a checkpoint on the validation and test splits",
     "score": "score saved tables again: thresholds, regions, calibration, intervals and differences, without a network",
-    "audit": "compare labels, MNDWI and predictions, and score the corrected labels",
+    "audit": "judge where labels and predictions disagree, and score the corrected labels",
     "predict": "map water over 15-band GeoTIFF scenes of any size",
     "map": "map lakes: from scenes, chips, or a place and a year, to outlines with areas and an offline map",
     "change": "link the lakes of several years, and call change where it exceeds the intervals of their areas",
@@ -32,6 +32,7 @@ COMMANDS = {
     "split": "assign chips to split blocks and certify that no split sees another's pixels",
     "ingest": "build chips of any region and year from STAC services, with or without a lake inventory",
     "download": "fetch published chips from the hub, by region and year",
+    "card": "write a run's model card from the study's figures, and put the run on the hub (a dry run by default)",
     "convert": "turn a checkpoint with a foreign pickle into safetensors, without running what it holds",
 }
 

@@ -206,23 +206,33 @@ def audit(
     data: Path | None = None,
     worst: int = 20,
     control: int = 20,
+    review: bool = False,
+    answers: Path | None = None,
     out: str = "",
     model: Path | None = None,
     statistics: Path | None = None,
 ) -> None:
-    """Compare label, MNDWI and prediction of the test split in both directions, and score the corrected labels.
+    """Judge every disagreement of label and prediction on the test split, and score the corrected labels.
 
     Args:
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
         preset: the simulated chips to audit, and the configuration that splits them.
         data: folder of chips in the published format to audit instead.
-        worst: chips with the largest disagreement that are shown.
+        worst: candidates, chips with the largest pieces of disagreement, from both tails in turn.
         control: chips drawn at random beside them.
-        out: folder for verdicts.csv; a new one under outputs/runs by default.
+        review: write a blind review sheet of both, review.html and review.csv, to fill in.
+        answers: folder of a review that was filled in; it is read back, and nothing is audited.
+        out: folder for verdicts.csv and pieces.csv; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
+    if answers is not None:
+        from cryosentinel.evaluation.audit_review import read_review
+
+        print(read_review(answers).to_string(index=False))
+        return
     _look_for(None if ckpt == paths.SOUP else ckpt, data, model, statistics)
+    from cryosentinel.evaluation.audit_review import write_review
     from cryosentinel.evaluation.bootstrap import estimate
     from cryosentinel.files import write_text
     from cryosentinel.study.study import Study
@@ -230,12 +240,16 @@ def audit(
     study = Study(preset, out=out, data=data or "", notebook="audit", model=model, statistics=statistics)
     result = study.audit(ckpt, worst=worst, control=control)
     write_text(study.out / "verdicts.csv", result.verdicts.to_csv(index=False))
-    print(result.verdicts.groupby(["sample", "verdict"]).size().to_string())
+    write_text(study.out / "pieces.csv", result.pieces.to_csv(index=False))
+    print(result.rule)
+    print(result.pieces.groupby(["direction", "verdict"]).size().to_string())
     for name, table in result.variants().items():
         found = estimate(table, "iou", result.rule.threshold)
         interval = f" [{found.low:.4f}, {found.high:.4f}]" if found.low is not None else f" ({found.reason})"
         print(f"test IoU, {name.replace('_', ' ')}: {found.value:.4f}{interval}, {found.n} chips")
     print(study.out / "verdicts.csv")
+    if review:
+        print(write_review(result, study.datamodule.store, study.evaluate(ckpt).maps("test"), study.out / "review"))
 
 
 def predict(
@@ -521,6 +535,33 @@ def download(
     from cryosentinel.hub import download_dataset
 
     print(download_dataset(repo, revision=revision, regions=regions, years=years, local_dir=out))
+
+
+def card(run: Path, study: Path | None = None, name: str = "", push: str = "", really: bool = False) -> None:
+    """Write the model card of a run from a study's figures, and put the run on the hub.
+
+    Args:
+        run: run folder, whose README.md the card becomes.
+        study: folder of the metrics.json; the study's own by default.
+        name: of the model; the run's by default.
+        push: owner/name of the model on the hub (HF_TOKEN opens it). Without --really it is only said what would go.
+        really: send it.
+    """
+    from cryosentinel.errors import InputError
+    from cryosentinel.files import read_json
+    from cryosentinel.hub import push_run
+    from cryosentinel.study.model_card import write_model_card
+
+    folder = study or paths.study()
+    if not run.is_dir():
+        raise InputError(f"There is no run folder {run}; check the path.")
+    metrics = read_json(paths.existing(folder / "metrics.json", "metrics file"))
+    presets = {stage["preset"] for stage in read_json(paths.existing(folder / "timings.json", "file")).values()}
+    print(write_model_card(run, metrics, name or f"cryosentinel-{run.name}", ", ".join(sorted(presets))))
+    if push:
+        sent = push_run(run, push, dry_run=not really)
+        print(f"{'Sent' if really else 'Dry run (send with --really): this would go'} to {push}:")
+        print(*(f"{size:>12,}  {path}" for path, size in sent.items()), sep="\n")
 
 
 def ingest(

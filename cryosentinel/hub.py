@@ -212,6 +212,50 @@ def download_dataset(
     return folder
 
 
+#: What of a run folder goes to the hub: its card, checkpoints, diagnostics and configuration, in the published layout.
+PUSHED = ("README.md", "checkpoints/soup.ckpt", "diagnostics/*.parquet", "diagnostics/*.json", "logs/config.yaml",
+          "logs/metrics.csv")  # fmt: skip
+
+
+def push_run(run: str | os.PathLike[str], repo_id: str, dry_run: bool = True, private: bool = True) -> dict[str, int]:
+    """Put a run on the hub, or only say what would go there.
+
+    Args:
+        run: its folder, with a card (:func:`cryosentinel.study.model_card.write_model_card`).
+        repo_id: ``owner/repo`` of the model; made if it is not there.
+        dry_run: ask nobody and send nothing.
+        private: of a repository that is made.
+
+    Returns:
+        Path in the repository, ``<run>/...`` but for the card -> bytes.
+
+    Raises:
+        HubError: the name is wrong, the run lacks its card or soup, or the hub does not take it.
+    """
+    folder = Path(run)
+    if not re.fullmatch(rf"{_NAME.pattern}/{_NAME.pattern}", repo_id):
+        raise HubError(f"{repo_id!r} does not name a model of the hub; give owner/name.")
+    found = {path for pattern in PUSHED for path in folder.glob(pattern)}
+    if missing := [name for name in PUSHED[:2] if folder / name not in found]:
+        raise HubError(f"{folder} holds no {' and no '.join(missing)}; make the soup and write the card first.")
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(found)}
+    there = {path: name if name == "README.md" else f"{folder.name}/{name}" for path, name in names.items()}
+    if not dry_run:
+
+        def send(local_only: bool) -> None:
+            from huggingface_hub import CommitOperationAdd, HfApi
+
+            if local_only:
+                raise HubError(f"{_endpoint()} cannot be reached, or HF_HUB_OFFLINE is set; nothing was sent.")
+            api = HfApi(endpoint=_endpoint())
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            parts = [CommitOperationAdd(name, str(path)) for path, name in there.items()]
+            api.create_commit(repo_id, parts, commit_message=f"Run {folder.name}")
+
+        _ask(send, repo_id, "Sending")
+    return {name: path.stat().st_size for path, name in there.items()}
+
+
 def _check_folders(folder: Path, name: str, regions: Sequence[str] | None, years: Sequence[int] | None) -> None:
     """Every region and year that was asked for must have come."""
     held = {(path.parts[-3], path.parts[-2]) for path in folder.glob(SHARDS)}
@@ -250,7 +294,7 @@ def _reachable(endpoint: str) -> bool:
     return True
 
 
-def _ask(fetch: Callable[[bool], Any], what: str) -> Any:
+def _ask(fetch: Callable[[bool], Any], what: str, doing: str = "Fetching") -> Any:
     """Ask the hub, or its cache when the hub cannot be asked; every failure is one sentence."""
     from huggingface_hub import errors
 
@@ -274,10 +318,10 @@ def _ask(fetch: Callable[[bool], Any], what: str) -> Any:
     except errors.EntryNotFoundError:
         sentence = f"{endpoint} holds no file at {what}; check the path and the revision."
     except OSError as error:
-        sentence = f"Fetching {what} from {endpoint} failed ({_first_line(error)}); call again, what came is kept."
+        sentence = f"{doing} {what} at {endpoint} failed ({_first_line(error)}); call again, what came is kept."
     except Exception as error:
         # The client's network library is not ours to know: whatever it raises, the download did not end.
-        sentence = f"Fetching {what} from {endpoint} broke off ({_first_line(error)}); call again, what came is kept."
+        sentence = f"{doing} {what} at {endpoint} broke off ({_first_line(error)}); call again, what came is kept."
     raise HubError(sentence) from None
 
 

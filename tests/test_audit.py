@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import re
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from cryosentinel.data.chips import Chip
-from cryosentinel.errors import ConfigError
+from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import audit as audits
 from cryosentinel.evaluation import metrics
-from cryosentinel.evaluation.audit import against_truth, audit
-from cryosentinel.evaluation.audit_masks import AuditRule, core
+from cryosentinel.evaluation.audit import audit
+from cryosentinel.evaluation.audit_pieces import EVIDENCE, AuditRule, Judge, core, evidence, find_pieces
+from cryosentinel.evaluation.audit_review import read_review, write_review
+from cryosentinel.evaluation.audit_truth import KINDS, RIVALS, against_truth, compare
 from cryosentinel.evaluation.evaluate import evaluate
 
 SIZE = 48
@@ -36,28 +40,36 @@ class Case:
     prediction: np.ndarray
     truth: np.ndarray
     verdict: str
-    error: str = ""
 
 
 CASES = {
     "agree": Case(square(BIG), square(BIG), square(BIG), square(BIG), "agree"),
-    "undersized": Case(square(SMALL), square(BIG), square(BIG), square(BIG), "label undersized", "undersized"),
-    "missing": Case(square(NOTHING), square(BIG), square(BIG), square(BIG), "unlabelled water", "missing"),
-    "oversized": Case(square(BIG), square(SMALL), square(SMALL), square(SMALL), "label oversized", "oversized"),
-    "miss": Case(square(BIG), square(BIG), square(SMALL), square(BIG), "model miss"),
-    "alarm": Case(square(SMALL), square(SMALL), square(BIG), square(SMALL), "model false alarm"),
+    "small": Case(square(SMALL), square(BIG), square(BIG), square(BIG), "label too small"),
+    "missing": Case(square(NOTHING), square(BIG), square(BIG), square(BIG), "lake missing"),
+    "large": Case(square(BIG), square(SMALL), square(SMALL), square(SMALL), "label too large"),
+    "nothing": Case(square(BIG), square(NOTHING), square(NOTHING), square(NOTHING), "label without lake"),
+    "miss": Case(square(BIG), square(BIG), square(SMALL), square(BIG), "model wrong"),
+    "alarm": Case(square(SMALL), square(SMALL), square(BIG), square(SMALL), "model wrong"),
+    "moved": Case(np.roll(square(BIG), 12, 0), square(BIG), square(BIG), square(BIG), "label shifted"),
     # A shift of four pixels is within the inventory's accuracy.
-    "shifted": Case(np.roll(square(BIG), 4, 0), square(BIG), square(BIG), square(BIG), "agree", "shifted"),
+    "accurate": Case(np.roll(square(BIG), 4, 0), square(BIG), square(BIG), square(BIG), "agree"),
     "reservoir": Case(square(NOTHING), square(BIG), square(NOTHING), square(NOTHING), "agree"),
-    "frozen": Case(square(BIG), square(NOTHING), square(BIG), square(BIG), "agree"),
     # The index and the model are fooled together: the accusation is wrong.
-    "fooled": Case(square(SMALL), square(BIG), square(BIG), square(SMALL), "label undersized"),
-    # A lake that the label has, and a second one far from it: nothing says that it is glacial.
-    "elsewhere": Case(square(CORNER), square(BOTH), square(BOTH), square(CORNER), "unlabelled water"),
-    # Both eyes look at a cloud.
-    "cloudy": Case(square(BIG), square(NOTHING), square(NOTHING), square(BIG), "agree"),
+    "fooled": Case(square(SMALL), square(BIG), square(BIG), square(SMALL), "label too small"),
+    # A lake that the label has, and a second one far from it.
+    "elsewhere": Case(square(CORNER), square(BOTH), square(BOTH), square(CORNER), "lake missing"),
+    # All eyes look at a cloud.
+    "cloudy": Case(square(BIG), square(NOTHING), square(NOTHING), square(BIG), "model wrong"),
+    # Accused of being too small where it is too large: the accusation's direction is wrong.
+    "reversed": Case(square(SMALL), square(BIG), square(BIG), square(NOTHING), "label too small"),
     "empty": Case(square(NOTHING), square(NOTHING), square(NOTHING), square(NOTHING), "agree"),
 }
+#: MNDWI of 0.6 or 0 decides; a cloud hides the ground from who would remove a label.
+JUDGES = {
+    "more": Judge(0.0, {"mndwi": (0.3, 0.05, 1.0)}),
+    "less": Judge(0.0, {"mndwi": (0.3, 0.05, -1.0), "bright": (0.0, 1.0, -20.0)}),
+}
+RULE = AuditRule(judges=JUDGES)
 
 
 class CaseStore:
@@ -94,36 +106,68 @@ class Oracle:
 
 @pytest.fixture
 def run(tmp_path):
-    def make(cases=CASES, rule=None, nodata=None):
+    def make(cases=CASES, rule=RULE, nodata=None):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         store = CaseStore(cases, nodata)
         found = evaluate(Oracle(store), store, {"test": list(range(len(cases)))}, out, digest="x", progress=False)
-        return store, audit(found.maps("test"), store, found.table("test"), rule)
+        return store, found.maps("test"), audit(found.maps("test"), store, found.table("test"), rule)
 
     return make
 
 
+def truth(chip):
+    return CASES[chip.chip_id].truth
+
+
 def test_each_fault_gets_its_verdict(run):
-    _, result = run()
+    _, _, result = run()
     verdicts = dict(zip(result.verdicts["chip_id"], result.verdicts["verdict"], strict=True))
     assert verdicts == {name: case.verdict for name, case in CASES.items()}
     assert set(result.verdicts.columns) == set(audits.VERDICT_COLUMNS)
-    missing = result.verdicts.set_index("chip_id").loc["missing"]
-    assert missing["unlabelled_px"] == missing["mndwi_px"] == 24 * 24 and missing["label_px"] == 0
+    assert list(result.pieces.columns) == list(audits.PIECE_COLUMNS)
+    missing = result.pieces.set_index("chip_id").loc["missing"]
+    assert missing["px"] == 24 * 24 and missing["direction"] == "more" and missing["away"] == 1
+    assert set(result.pieces.loc[result.pieces["chip_id"] == "moved", "verdict"]) == {"label shifted"}
 
 
-def test_areas_below_the_smallest_are_not_judged(run):
-    dot = (slice(8, 15), slice(8, 15))  # 49 pixels
-    _, result = run({"dot": Case(square(NOTHING), square(dot), square(dot), square(dot), "agree")})
-    assert result.verdicts["verdict"].tolist() == ["agree"]
-    larger = (slice(8, 15), slice(8, 16))  # 56
-    _, result = run({"dot": Case(square(NOTHING), square(larger), square(larger), square(larger), "x")})
-    assert result.verdicts["verdict"].tolist() == ["unlabelled water"]
+def test_between_the_thresholds_nothing_is_decided(run):
+    _, _, result = run(rule=replace(RULE, accuse=0.999, acquit=0.001))
+    assert set(result.pieces["verdict"]) <= {"undecidable", "model wrong"}  # the cloud is certain
+    assert not result.accused() and len(result.corrected) == 0 < len(result.favoured)
+    _, _, without = run(rule=AuditRule())
+    assert set(without.pieces["verdict"]) == {"undecidable"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ({}, "label too small"),
+        ({"threshold": 0.95}, "model wrong"),  # the prediction's probability is 0.9
+        ({"min_px": 400}, "agree"),  # 336 pixels disagree
+        ({"tolerance_px": 14}, "agree"),  # in a band 14 pixels wide
+    ],
+)
+def test_thresholds_of_the_rule_are_obeyed(run, rule, verdict):
+    _, _, result = run({"small": CASES["small"]}, replace(RULE, **rule))
+    assert result.verdicts["verdict"].tolist() == [verdict]
+
+
+def test_pieces_below_the_smallest_are_not_judged(run):
+    dot, larger = (slice(8, 15), slice(8, 15)), (slice(8, 15), slice(8, 16))  # 49 and 56 pixels
+    for where, count in ((dot, 0), (larger, 1)):
+        _, _, result = run({"dot": Case(square(NOTHING), square(where), square(where), square(where), "")})
+        assert len(result.pieces) == count
+
+
+def test_a_piece_below_the_smallest_beside_a_larger_one_is_not_judged():
+    mask = square((slice(8, 15), slice(8, 15))) | square((slice(30, 40), slice(30, 40)))
+    assert [piece.mask.sum() for piece in find_pieces(np.zeros_like(mask), mask, RULE)] == [100]
 
 
 def test_pixels_without_data_do_not_testify(run):
-    _, result = run(nodata=square(BIG))
-    assert set(result.verdicts["verdict"]) == {"agree"}
+    _, _, result = run(nodata=square(BIG) | np.roll(square(BIG), 12, 0))
+    assert set(result.verdicts["verdict"]) <= {"agree", "lake missing"}
+    assert set(result.pieces["chip_id"]) <= {"elsewhere"}
 
 
 def test_opening_equals_scipy_and_keeps_only_wide_parts():
@@ -141,92 +185,181 @@ def test_opening_equals_scipy_and_keeps_only_wide_parts():
     assert core(square((slice(0, 4), slice(0, 40))), 3).sum() == 160  # at the chip's edge, too
 
 
-def test_candidates_are_ranked_and_the_control_is_seeded(run):
-    rule = AuditRule(worst=2, control=3, seed=1)
-    _, result = run(rule=rule)
-    _, again = run(rule=rule)
+def test_a_piece_that_hangs_together_by_a_corner_is_one():
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[8:16, 16:24] = mask[16:32, 24:40] = True
+    (piece,) = find_pieces(np.zeros_like(mask), mask, RULE)
+    assert piece.mask.sum() == 8 * 8 + 16 * 16
+
+
+def test_evidence_is_measured_on_the_piece():
+    chip = CaseStore({"small": CASES["small"]}).chips[0]
+    label, water = square(SMALL), square(BIG)
+    chip.dem[0, square(BIG)] += 7
+    chip.s1[0, water & ~label] = -20
+    probability = np.where(water, 0.9, 0.1)
+    pieces = find_pieces(label, water, RULE)
+    (found,) = evidence(chip, probability, pieces)
+    assert found["mndwi"] == pytest.approx(0.6, abs=1e-3) and found["vv"] == pytest.approx(-20)
+    assert found["probability"] == pytest.approx(np.log(9)) and found["level"] == 0 and found["away"] == 0
+    assert found["size"] == pytest.approx(np.log(24 * 14)) and np.isnan(found["persistence"])
+    chip.dem[0, label] += 20
+    assert evidence(chip, probability, pieces)[0]["level"] == pytest.approx(np.log(21))
+
+
+def test_other_years_testify_where_they_show_the_ground(run):
+    chip, other, cloud = (CaseStore({"x": CASES["small"]}).chips[0] for _ in range(3))
+    other.s2[7] = 400  # NDWI 0.67 where the index says water
+    other.s2[:, square((slice(8, 20), slice(0, SIZE)))] = 5000  # the upper half of the piece is hidden
+    cloud.s2[:] = 5000
+    pieces = find_pieces(square(SMALL), square(BIG), RULE)
+    seen = [evidence(chip, np.full((SIZE, SIZE), 0.9), pieces, others)[0]["persistence"]
+            for others in ([other, cloud], [cloud], [chip])]  # fmt: skip
+    # The chip itself is dry by NDWI: B03 2000 against B08 1000 is 0.33, so it is water too.
+    assert seen[0] == 1.0 and np.isnan(seen[1]) and seen[2] == 1.0
+
+
+def test_places_give_the_other_years_of_a_place():
+    store = CaseStore({name: CASES[name] for name in ("agree", "small", "miss")})
+    store.index["year"], store.index["lat"] = [2021, 2022, 2022], [43.0, 43.0, 44.0]
+    places = audits.Places(store)
+    assert [[chip.chip_id for chip in places.others(row)] for row in range(3)] == [["small"], ["agree"], []]
+
+
+def test_candidates_come_from_both_tails_and_the_control_is_seeded(run):
+    rule = replace(RULE, worst=2, control=3, seed=1)
+    _, _, result = run(rule=rule)
+    _, _, again = run(rule=rule)
     pd.testing.assert_frame_equal(result.verdicts, again.verdicts)
     verdicts = result.verdicts
-    ranked = verdicts[verdicts["rank"] > 0].sort_values("rank")
-    assert ranked["disagreement"].is_monotonic_decreasing and len(ranked) == 7
+    first = verdicts.loc[audits.sample_positions(verdicts)]
+    assert list(first["rank"]) == [1, 2] and first["more_px"].iloc[0] > 0 < first["less_px"].iloc[1]
     assert (verdicts.loc[verdicts["verdict"] == "agree", "rank"] == 0).all()
-    assert verdicts["sample"].value_counts().to_dict() == {"": 8, "control": 3, "candidate": 2}
-    _, rest = run(rule=AuditRule(worst=2, control=11))  # all that are no candidates
-    assert rest.verdicts["sample"].value_counts().to_dict() == {"control": 11, "candidate": 2}
-    assert list(verdicts.loc[audits.sample_positions(verdicts), "rank"]) == [1, 2]
+    assert verdicts["sample"].value_counts().to_dict() == {"": 10, "control": 3, "candidate": 2}
     assert len(audits.sample_positions(verdicts, "control")) == 3
 
 
 def test_corrected_scores_two_sided_and_the_cards_variant(run):
-    _, result = run()
-    assert sorted(result.accused()) == ["fooled", "oversized", "undersized"]
-    raw, variants = metrics.score(result.table), result.variants()
+    _, _, result = run()
+    accused = {name for name, case in CASES.items() if case.verdict.startswith(("label", "lake"))}
+    assert set(result.accused()) == accused
+    variants = result.variants()
     assert variants["raw"] is result.table
-    dropped = set(result.table["chip_id"]) - set(variants["two_sided_drop"]["chip_id"])
-    assert dropped == set(result.accused())
-    assert len(variants["two_sided_corrected"]) == len(result.table)
-    # Corrected masks of the accused chips equal what the two other maps hold.
-    for chip in result.accused():
-        (row,) = np.flatnonzero(variants["two_sided_corrected"]["chip_id"] == chip)
-        assert metrics.chip_iou(variants["two_sided_corrected"], 0.5)[row] == 1.0
-    # The card's variant keeps the oversized label, though it costs the model as much.
-    card = set(result.table["chip_id"]) - set(result.one_sided_drop(worst=8)["chip_id"])
-    assert card == {"undersized", "fooled"}
-    # The worst chip of all is missed altogether, so the label keeps its word there.
-    assert len(result.one_sided_drop(worst=1)) == len(result.table)
-    for name in ("two_sided_drop", "two_sided_corrected", "one_sided_drop"):
-        assert metrics.score(variants[name]) > raw
+    assert set(result.table["chip_id"]) - set(variants["two_sided_drop"]["chip_id"]) == accused
+    corrected = variants["two_sided_corrected"].set_index("chip_id", drop=False)
+    ious = dict(zip(corrected["chip_id"], metrics.chip_iou(corrected, 0.5), strict=True))
+    # Corrected masks of the accused chips equal the prediction, whatever the truth is; the others are as they were.
+    assert all(ious[name] == 1.0 for name in accused) and ious["miss"] < 1 and ious["alarm"] < 1
+    # The card's variant looks at the worst alone and only for labels that are too small or missing.
+    card = set(result.table["chip_id"]) - set(result.one_sided_drop(worst=9)["chip_id"])
+    assert card and card <= {n for n, c in CASES.items() if c.verdict in ("label too small", "lake missing")}
+    scores = [metrics.score(variants[name]) for name in ("raw", "two_sided_corrected", "undecidable_as_predicted")]
+    assert scores[0] < scores[1] <= scores[2]
 
 
 def test_nothing_accused_leaves_the_scores_alone(run):
-    _, result = run({name: CASES[name] for name in ("agree", "miss", "empty")})
+    _, _, result = run({name: CASES[name] for name in ("agree", "miss", "empty")})
     for table in result.variants().values():
         assert metrics.score(table) == metrics.score(result.table)
 
 
-def test_precision_and_recall_against_the_known_truth(run):
-    store, result = run()
-    found = against_truth(
-        result, store, lambda chip: CASES[chip.chip_id].truth, {name: case.error for name, case in CASES.items()}
+def test_an_accusation_is_right_only_in_its_direction(run):
+    store, maps, result = run()
+    found = against_truth(result, store, maps, truth)
+    right = found.pieces.groupby("chip_id")["right"].all().to_dict()
+    assert {name for name, value in right.items() if value} == {"small", "missing", "large", "nothing", "moved"}
+    accused = RIVALS["this audit"](found.pieces, result.verdicts)
+    # "reversed" is accused of being too small, and its label is too large: neither right nor found.
+    assert (not right["reversed"] and "reversed" not in right) or not right["reversed"]
+    assert found.precision(accused).value == pytest.approx(6 / 9) and found.recall(accused).value == pytest.approx(
+        6 / 7
     )
-    # Three accused, two of them truly wrong; the missing lake escapes, as it must.
-    expected = {"chips": 13, "flagged": 3, "wrong": 3, "both": 2, "precision": 2 / 3, "recall": 2 / 3}
-    assert found["mask"] == found["planted"] == expected
-    assert found["control"]["chips"] == 6  # 13 chips less 7 candidates
-    without = against_truth(result, store, lambda chip: chip.mask)
-    assert without["mask"]["recall"] is None and without["mask"]["precision"] == 0.0 and "planted" not in without
+    by_kind = {kind: found.recall(accused, kind).value for kind in KINDS}
+    assert by_kind["missing"] == by_kind["too small"] == 1.0 and by_kind["no lake"] == 0.5
+    assert found.precision(accused, "less").value == 1.0
 
 
-def test_the_rule_is_the_stated_one():
-    assert AuditRule() == AuditRule(
-        threshold=0.5, mndwi_threshold=0.3, bright_red=0.25, tolerance_px=4, min_px=50, worst=20, control=20, seed=42
+def test_weights_set_the_shares_of_kinds(run):
+    store, maps, result = run({name: CASES[name] for name in ("small", "fooled")})
+    whole = np.ones((SIZE, SIZE))
+    planted = {"small": (whole * 0.25, whole < 0), "fooled": (whole, whole < 0)}
+    found = against_truth(result, store, maps, truth, lambda chip: planted[chip.chip_id])
+    assert found.precision(np.array([True, True])).value == pytest.approx(0.25 / 1.25)
+    moved = {name: (weight, whole > 0) for name, (weight, _) in planted.items()}
+    again = against_truth(result, store, maps, truth, lambda chip: moved[chip.chip_id])
+    assert set(again.errors["kind"]) == {"shifted"}
+
+
+def test_naive_audits_and_the_oracle_stand_beside(run):
+    store, maps, result = run()
+    compared = compare(against_truth(result, store, maps, truth), result.verdicts)
+    assert {"this audit", "none", "oracle"} < set(compared)
+    assert compared["none"]["accused"] == 0 and compared["none"]["recall"].value == 0
+    assert (
+        compared["oracle"]["precision"].value == 1
+        and compared["oracle"]["recall"].value >= compared["this audit"]["recall"].value
     )
+    assert compared["the card's"]["recall"].value < 0.5
+
+
+def test_the_rule_is_the_configurations():
+    rule = AuditRule.read()
+    assert (rule.threshold, rule.tolerance_px, rule.min_px) == (0.5, 4, 50) and set(rule.judges) == {"more", "less"}
+    assert all(set(judge.terms) == set(EVIDENCE) for judge in rule.judges.values()) and rule.acquit < rule.accuse
+    assert AuditRule.read(worst=3).worst == 3 and "judge" in str(rule)
+
+
+def test_a_judge_is_a_logistic_function_and_missing_evidence_is_average():
+    judge = Judge(0.5, {"vv": (-15.0, 2.0, -1.0), "persistence": (0.5, 0.25, 2.0)})
+    found = judge.probability(pd.DataFrame({"vv": [-15.0, -17.0], "persistence": [np.nan, 1.0]}))
+    np.testing.assert_allclose(found, 1 / (1 + np.exp([-0.5, -5.5])))
 
 
 @pytest.mark.parametrize(
-    ("rule", "verdict"),
-    [
-        ({}, "label undersized"),
-        ({"mndwi_threshold": 0.65}, "model false alarm"),  # the water's index is 0.6
-        ({"threshold": 0.95}, "model miss"),  # the prediction's probability is 0.9
-        ({"min_px": 400}, "agree"),  # 336 pixels disagree
-        ({"tolerance_px": 14}, "agree"),  # in a band 14 pixels wide
-    ],
+    ("change", "words"),
+    [("min_px: 0", "min_px"), ("acquit: 0.9\naccuse: 0.5", "acquit"), ("wors: 3", "wors"),
+     ("judges: {more: {intercept: 0, terms: {colour: [0, 1, 1]}}}", "colour|evidence|weigh")],
+)  # fmt: skip
+def test_a_rule_that_cannot_be_is_refused(tmp_path, change, words):
+    path = tmp_path / "rule.yaml"
+    path.write_text(change)
+    with pytest.raises(ConfigError, match=words):
+        AuditRule.read(path)
+
+
+def test_a_blind_review_is_written_and_read_back(run, tmp_path):
+    store, maps, result = run(rule=replace(RULE, worst=4, control=2))
+    sheet = write_review(result, store, maps, tmp_path / "review")
+    page, key = sheet.read_text(), json.loads((sheet.parent / "review_key.json").read_text())
+    assert page.count("<img") == len(key) == 6
+    # Nothing on the page or in the answers tells which is which, or what the audit thought.
+    blind = re.sub(r'src="[^"]*"', "", page) + (sheet.parent / "review.csv").read_text()
+    names = {of["chip_id"] for of in key.values()}
+    assert not re.search("|".join([*names, "candidate", "control", "too small", "too large", "missing"]), blind)
+    assert {of["A"] for of in key.values()} == {"label", "prediction"}
+    again = write_review(result, store, maps, tmp_path / "again")
+    assert json.loads((again.parent / "review_key.json").read_text()) == key
+    rows_of = list(key)
+    answers = {rows_of[0]: "a", rows_of[1]: "B", rows_of[2]: "both", rows_of[3]: "?"}
+    rows = "".join(f"{name},{answers.get(name, '')},\n" for name in rows_of)
+    (sheet.parent / "review.csv").write_text("chip,answer,note\n" + rows)
+    found = read_review(sheet.parent)
+    assert found["chip"].tolist() == rows_of[:4]
+    assert found["fits"].tolist() == [key[rows_of[0]]["A"], key[rows_of[1]]["B"], "both", "?"]
+    for row in found.to_dict("records"):
+        accused = row["verdict"].startswith(("label", "lake"))
+        expected = None if row["answer"] == "?" else (row["fits"] == "prediction") == accused
+        assert row["agrees"] == expected or (row["agrees"] is None and expected is None)
+    with pytest.raises(InputError, match="holds answers"):
+        write_review(result, store, maps, sheet.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("chip,answer\n001,C\n", "Line 2.*'C'"), ("chip,answer\n999,A\n", "999"), ("chip;answer\n", "answer")],
 )
-def test_thresholds_of_the_rule_are_obeyed(run, rule, verdict):
-    _, result = run({"undersized": CASES["undersized"]}, AuditRule(**rule))
-    assert result.verdicts["verdict"].tolist() == [verdict]
-
-
-def test_a_lake_that_hangs_together_by_a_corner_is_one(run):
-    label, lake = np.zeros((2, SIZE, SIZE), bool)
-    label[8:16, 8:16] = True
-    lake[8:16, 8:24] = lake[16:32, 24:40] = True  # the second part touches the first by a corner only
-    _, result = run({"chain": Case(label, lake, lake, lake, "label undersized")})
-    assert result.verdicts["undersized_px"].tolist() == [8 * 8 + 16 * 16]
-    assert result.verdicts["unlabelled_px"].tolist() == [0]
-
-
-def test_a_rule_that_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="min_px above 0"):
-        AuditRule(min_px=0)
+def test_answers_that_cannot_be_read_are_refused(tmp_path, text, words):
+    (tmp_path / "review.csv").write_text(text)
+    (tmp_path / "review_key.json").write_text('{"001": {"A": "label", "B": "prediction"}}')
+    with pytest.raises(InputError, match=words):
+        read_review(tmp_path)

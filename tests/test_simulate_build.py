@@ -18,7 +18,7 @@ from cryosentinel.geo import chip_grid
 from cryosentinel.paths import truth_folder
 from cryosentinel.sensors import REGIONS, SNAPSHOT_YEARS, Statistics
 from cryosentinel.simulate import PRESETS, Material, SimulationConfig, TruthStore, render_scene, simulate
-from cryosentinel.simulate.labels import FALSE, MISSING, MISSING_SMALL, OVERSIZED, UNDERSIZED, _outline
+from cryosentinel.simulate.labels import NATURAL, _outline
 from cryosentinel.simulate.noise import Draw
 from cryosentinel.simulate.places import chip_centre, draw_places
 from cryosentinel.simulate.water import GLACIAL, Lake, lakes_in
@@ -230,16 +230,20 @@ def test_gross_label_errors_are_as_rare_as_stated_and_as_gross(square_lake):
     for i in range(n):
         outline, error = _outline(square_lake, 2016, Draw("test", i))
         shares[error].append(0 if outline is None else outline.sum() / right)
-    for name, share in (("missing", MISSING), ("undersized", UNDERSIZED), ("oversized", OVERSIZED)):
+    for name, share in (
+        ("missing", NATURAL.missing),
+        ("undersized", NATURAL.undersized),
+        ("oversized", NATURAL.oversized),
+    ):
         assert len(shares[name]) / n == pytest.approx(share, rel=0.2)
     assert set(shares[""]) == {1.0} and set(shares["missing"]) == {0}
     assert max(shares["undersized"]) < 0.45 and min(shares["oversized"]) > 1.5
     small = replace(square_lake, area_ha=0.6)
     missed = sum(_outline(small, 2016, Draw("test", i))[1] == "missing" for i in range(4000)) / 4000
-    assert missed == pytest.approx(MISSING_SMALL, rel=0.2)
+    assert missed == pytest.approx(NATURAL.missing_small, rel=0.2)
     basin = replace(square_lake, kind="flat")
     taken = [_outline(basin, 2016, Draw("test", i))[1] for i in range(4000)]
-    assert set(taken) == {"", "false"} and taken.count("false") / 4000 == pytest.approx(FALSE, rel=0.3)
+    assert set(taken) == {"", "false"} and taken.count("false") / 4000 == pytest.approx(NATURAL.false, rel=0.3)
 
 
 def test_any_number_of_chips():

@@ -1,67 +1,77 @@
-"""Which is wrong where label, water index and prediction disagree? An audit in both directions, by one stated rule.
+"""Which is wrong where label and prediction disagree? An audit in both directions, by one stated rule.
 
-Three maps of water are compared at each valid pixel: the label L, the prediction P (probability at or above 0.5) and
-the water index M (MNDWI at or above 0.3, the published code's threshold). Where two of them agree against the third:
+Every connected piece of disagreement is judged by evidence from several sources
+(:mod:`cryosentinel.evaluation.audit_pieces`); the judge's probability that the label is wrong gives a verdict:
 
-====  ====  ====  ==================  ==========================================================
- L     P     M     pixels count as     meaning
-====  ====  ====  ==================  ==========================================================
- no    yes   yes   undersized          prediction and index see more of a lake than its label holds
- no    yes   yes   unlabelled          the same, but away from any labelled lake
- yes   no    no    oversized           the label claims water that neither sees
- yes   no    yes   miss                label and index agree, the model missed it
- no    yes   no    false alarm         the model is alone
-====  ====  ====  ==================  ==========================================================
+===================  =============================================================================================
+label too small      the prediction sees more of a labelled lake, and the evidence is with it
+lake missing         the same, away from any labelled lake
+label too large      the label claims more than the prediction sees of a lake, and the evidence is with the prediction
+label without lake   the same, where the prediction sees none of the labelled lake
+label shifted        a piece of each kind on one labelled lake, the smaller at least half the larger
+model wrong          the evidence is with the label
+undecidable          the evidence is with neither
+===================  =============================================================================================
 
-Unlabelled water accuses nobody: a lake that the inventory missed and a reservoir that it rightly left out look alike in
-these maps. "Oversized" counts only where the ground is in sight: a pixel with red reflectance (B04) above 0.25,
-the upper brightness threshold of Sen2Cor's scene classification, shows cloud, snow or ice, and a lake beneath it is
-hidden, not absent. The remaining two disagreements accuse nobody either: M alone (shadow, wet snow, a reservoir), and
-L and P without M (a frozen or turbid lake).
-
-The inventory's outlines may be off by 30 m and are rasterised with all touched pixels: bands of disagreement up to four
-pixels wide are explained by that. So only pixels that survive a morphological opening with a 5 x 5 square count, and a
-chip is suspected of what has at least 50 such pixels (0.5 ha, the smallest area the published card trusts). The verdict
-is the direction with the most of them. Small lakes whose outline is wrong by less than that are out of reach.
-
-What this audit is not: blind or independent. Two of the verdicts accuse the label on the model's word, so every
-corrected score leans towards the model; where a test set was already filtered by MNDWI agreement (as the published one
-was), the index has removed the chips on which it would have disagreed, and an audit by MNDWI is not independent of the
-filter. The known truth of simulated chips (:func:`against_truth`) says how often the verdicts are right; the conditions
-on unlabelled water and on brightness were added after a look at one simulated draw (preset quick, its default seed), so
-that precision and recall count on other seeds only.
+What this audit is not: independent of the model. It looks only where label and prediction disagree, so an error that
+the model has learned from labels escapes it, and every corrected score leans towards the model. That is why scores are
+also given as bounds, with the undecidable pieces as the label has them and as the prediction has them. Nor is MNDWI an
+independent witness on chips that were filtered by it, as the published test set was: the filter has removed the chips
+on which the index disagreed with the label. The known truth of simulated chips says how often verdicts are right
+(:mod:`cryosentinel.evaluation.audit_truth`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cryosentinel.evaluation.audit_masks import AuditRule, audit_masks, core, cores_of
-from cryosentinel.evaluation.evaluate import Reference, Store
+from cryosentinel.data.sanity import agreement
+from cryosentinel.evaluation.audit_pieces import (
+    EVIDENCE,
+    LESS,
+    MORE,
+    AuditRule,
+    Piece,
+    evidence,
+    find_pieces,
+    maps_of,
+)
+from cryosentinel.evaluation.evaluate import Store
 from cryosentinel.evaluation.metrics import chip_iou, substitute
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps
-from cryosentinel.evaluation.scores import INVALID, ScoreBuilder
+from cryosentinel.evaluation.scores import ScoreBuilder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-UNDERSIZED, OVERSIZED, MISS, FALSE_ALARM, UNLABELLED, AGREE = (
-    "label undersized", "label oversized", "model miss", "model false alarm", "unlabelled water", "agree",
+    from cryosentinel.data.chips import Chip
+
+TOO_SMALL, MISSING, TOO_LARGE, NO_LAKE, SHIFTED, MODEL, UNDECIDABLE, AGREE = (
+    "label too small", "lake missing", "label too large", "label without lake", "label shifted", "model wrong",
+    "undecidable", "agree",
 )  # fmt: skip
-#: Column of the verdict table -> verdict.
-DIRECTIONS = {"undersized_px": UNDERSIZED, "oversized_px": OVERSIZED, "miss_px": MISS, "false_alarm_px": FALSE_ALARM,
-              "unlabelled_px": UNLABELLED}  # fmt: skip
-LABEL_VERDICTS = (UNDERSIZED, OVERSIZED)
-#: Of the simulator; "shifted" lies within the inventory's accuracy.
-LABEL_ERRORS = ("undersized", "missing", "oversized", "false")
+LABEL_VERDICTS = (TOO_SMALL, MISSING, TOO_LARGE, NO_LAKE, SHIFTED)
 CANDIDATE, CONTROL = "candidate", "control"
 #: The card dropped label errors among its seven worst chips.
 CARD_WORST = 7
+PLACE_DIGITS = 5  # degrees: about a metre
 
+PIECE_COLUMNS: dict[str, str] = {
+    "row": "of the chip in the store's index",
+    "chip_id": "of the chip",
+    "block": "split block of the chip",
+    "number": "of the piece within the chip, in the order of find_pieces",
+    "direction": "more or less water in the prediction than in the label",
+    "px": "pixels",
+    "lake": "number of the chip's labelled lake that it lies on or next to, 0 for none",
+    **EVIDENCE,
+    "label_wrong": "probability that the label is wrong, by the rule's judge",
+    "verdict": "see the module's text",
+}
 VERDICT_COLUMNS: dict[str, str] = {
     "row": "position in the store's index",
     "chip_id": "identifier",
@@ -72,16 +82,14 @@ VERDICT_COLUMNS: dict[str, str] = {
     "iou": "of the chip, prediction against label; 1 where both are empty",
     "label_px": "valid pixels labelled lake",
     "prediction_px": "valid pixels predicted water",
-    "mndwi_px": "valid pixels with MNDWI at or above the threshold",
-    "undersized_px": "core pixels: prediction and MNDWI against the label's no, beside a labelled lake",
-    "oversized_px": "core pixels: prediction and MNDWI against the label's yes, ground in sight",
-    "miss_px": "core pixels: label and MNDWI against the prediction's no",
-    "false_alarm_px": "core pixels: the prediction alone, label and MNDWI against it",
-    "unlabelled_px": "core pixels: prediction and MNDWI against the label's no, away from any labelled lake",
-    "disagreement": "all core pixels over the union of label and prediction (at least the smallest area)",
-    "verdict": "the direction with the most core pixels, or agree",
-    "rank": "1 = largest disagreement; 0 for chips that agree",
-    "sample": "candidate (among the worst), control (seeded random draw of the others), or empty",
+    "mndwi_iou": "IoU of the label and water by MNDWI above 0.3",
+    "mndwi_ratio": "water by MNDWI above 0.3 over the label, pixels; infinite without a label",
+    "more_px": "pixels of pieces where the prediction sees more",
+    "less_px": "pixels of pieces where it sees less",
+    "label_wrong": "largest probability of its pieces that the label is wrong, 0 without a piece",
+    "verdict": "of its largest piece with a label's verdict; else undecidable, model wrong or agree",
+    "rank": "1 = largest pieces, from the two tails in turn; 0 without a piece",
+    "sample": "candidate (among the first ranks), control (seeded random draw of the others), or empty",
 }
 
 
@@ -91,19 +99,24 @@ class Audit:
 
     Attributes:
         rule: by which it was made.
+        pieces: one row a piece of disagreement, columns :data:`PIECE_COLUMNS`.
         verdicts: one row a chip, columns :data:`VERDICT_COLUMNS`, in the order of the score table.
         table: score table against the label.
-        corrected: score table of the chips whose label was accused, against the corrected mask: core pixels of
-            "undersized" added, of "oversized" removed.
+        corrected: score table of the chips whose label was accused, against the corrected label: pieces of "more"
+            added, of "less" removed.
+        favoured: score table of the chips with an accused or undecidable piece, with the undecidable ones too as the
+            prediction has them.
     """
 
     rule: AuditRule
+    pieces: pd.DataFrame
     verdicts: pd.DataFrame
     table: pd.DataFrame
     corrected: pd.DataFrame
+    favoured: pd.DataFrame
 
     def accused(self) -> list[str]:
-        """Chips whose label the rule calls wrong, in either direction."""
+        """Chips whose label the rule calls wrong somewhere, in either direction."""
         return list(self.verdicts.loc[self.verdicts["verdict"].isin(LABEL_VERDICTS), "chip_id"])
 
     def _without(self, positions: pd.Index) -> pd.DataFrame:
@@ -111,31 +124,97 @@ class Audit:
         kept.attrs = dict(self.table.attrs)
         return kept
 
-    def two_sided_drop(self) -> pd.DataFrame:
-        """Score table without any chip whose label is called wrong, undersized or oversized, whatever its score."""
-        return self._without(self.verdicts.index[self.verdicts["verdict"].isin(LABEL_VERDICTS)])
-
-    def two_sided_corrected(self) -> pd.DataFrame:
-        """Score table with the accused chips scored against their corrected masks; no chip is left out."""
-        return substitute(self.table, self.corrected)
+    def worst_chips(self, count: int) -> pd.Index:
+        """Positions of the chips with the lowest IoU, empty ones left out."""
+        bearing = self.verdicts[self.verdicts["label_px"] + self.verdicts["prediction_px"] > 0]
+        return bearing.sort_values("iou", kind="stable").head(count).index
 
     def one_sided_drop(self, worst: int = CARD_WORST) -> pd.DataFrame:
         """The published card's variant, for comparison only: undersized labels go, among the worst chips by IoU.
 
         One-sided twice over: only chips that cost the model are looked at, and only errors that excuse it are sought.
         """
-        lowest = self.verdicts[self.verdicts["label_px"] + self.verdicts["prediction_px"] > 0]
-        lowest = lowest.sort_values("iou", kind="stable").head(worst)
-        return self._without(lowest.index[lowest["verdict"] == UNDERSIZED])
+        lowest = self.worst_chips(worst)
+        small = set(self.pieces.loc[self.pieces["verdict"].isin((TOO_SMALL, MISSING)), "row"])
+        return self._without(lowest[self.verdicts.loc[lowest, "row"].isin(small)])
 
     def variants(self) -> dict[str, pd.DataFrame]:
-        """Name -> score table: raw, two_sided_corrected, two_sided_drop, one_sided_drop (the card's)."""
+        """Name -> score table.
+
+        raw; two_sided_corrected: accused pieces corrected, whatever they do to the score, and the undecidable as the
+        label has them; undecidable_as_predicted: these too as the prediction has them, the upper bound;
+        two_sided_drop: no chip with an accused label; one_sided_drop: the card's.
+        """
+        accused = self.verdicts["verdict"].isin(LABEL_VERDICTS)
         return {
             "raw": self.table,
-            "two_sided_corrected": self.two_sided_corrected(),
-            "two_sided_drop": self.two_sided_drop(),
+            "two_sided_corrected": substitute(self.table, self.corrected),
+            "undecidable_as_predicted": substitute(self.table, self.favoured),
+            "two_sided_drop": self._without(self.verdicts.index[accused]),
             "one_sided_drop": self.one_sided_drop(),
         }
+
+
+class Places:
+    """The images of other years of the same place.
+
+    Args:
+        store: of the chips; all its splits may be asked, since only images are looked at.
+    """
+
+    def __init__(self, store: Store) -> None:
+        index, self._store = store.index, store
+        keys = zip(index["lat"].round(PLACE_DIGITS), index["lon"].round(PLACE_DIGITS), strict=True)
+        self._key = list(keys)
+        self._rows: dict[tuple[float, float], list[int]] = {}
+        for row, key in enumerate(self._key):
+            self._rows.setdefault(key, []).append(row)
+        self._year = index["year"].to_numpy()
+
+    def others(self, row: int) -> list[Chip]:
+        """The chips at the place of a row, of other years than its own."""
+        rows = self._rows.get(self._key[row], [])
+        return [self._store[other] for other in rows if self._year[other] != self._year[row]]
+
+
+def judged(pieces: Sequence[Piece], found: pd.DataFrame, rule: AuditRule) -> tuple[np.ndarray, list[str]]:
+    """Probability that the label is wrong, and verdict, of each piece of one chip.
+
+    Args:
+        pieces: of the chip.
+        found: their evidence, a row each.
+        rule: judges and thresholds. A direction without a judge is undecidable.
+    """
+    wrong = np.full(len(pieces), 0.5)
+    for direction, judge in rule.judges.items():
+        here = [i for i, piece in enumerate(pieces) if piece.direction == direction]
+        wrong[here] = judge.probability(found.iloc[here])
+    verdicts = []
+    for piece, p in zip(pieces, wrong, strict=True):
+        alone = not piece.joined.any()
+        if rule.acquit < p < rule.accuse:
+            verdicts.append(UNDECIDABLE)
+        elif p <= rule.acquit:
+            verdicts.append(MODEL)
+        elif piece.direction == MORE:
+            verdicts.append(MISSING if alone else TOO_SMALL)
+        else:
+            verdicts.append(NO_LAKE if alone else TOO_LARGE)
+    for i, one in enumerate(pieces):
+        for j, other in enumerate(pieces):
+            pair = {verdicts[i], verdicts[j]} == {TOO_SMALL, TOO_LARGE} and one.lake == other.lake
+            if pair and min(one.mask.sum(), other.mask.sum()) * 2 >= max(one.mask.sum(), other.mask.sum()):
+                verdicts[i] = verdicts[j] = SHIFTED
+    return wrong, verdicts
+
+
+def corrected_label(label: np.ndarray, pieces: Sequence[Piece], wrong: Sequence[bool]) -> np.ndarray:
+    """The label with some pieces as the prediction has them: (H, W) bool."""
+    mask = label.copy()
+    for piece, flip in zip(pieces, wrong, strict=True):
+        if flip:
+            mask[piece.mask] = piece.direction == MORE
+    return mask
 
 
 def audit(
@@ -151,45 +230,67 @@ def audit(
         maps: stored predictions of the split.
         store: its chips.
         table: its score table against the label; rows in the order of the maps.
-        rule: thresholds.
+        rule: of ``configs/audit.yaml`` by default.
         progress: show a bar.
     """
     import pandas as pd
     from tqdm import tqdm
 
-    rule = rule or AuditRule()
-    ious = chip_iou(table, rule.threshold)
+    rule = rule or AuditRule.read()
+    ious, places = chip_iou(table, rule.threshold), Places(store)
     blocks = np.empty(len(store.index), dtype=object)
     blocks[list(maps.rows)] = table["block"].to_numpy()
-    builder = ScoreBuilder(store.index, blocks)
-    records = []
+    builders = {"corrected": ScoreBuilder(store.index, blocks), "favoured": ScoreBuilder(store.index, blocks)}
+    chips, every = [], []
     for i, row in enumerate(tqdm(maps.rows, desc="audit", unit="chip", disable=not progress)):
         chip, bins = store[row], np.asarray(maps.bins[i])
-        seen = audit_masks(chip, bins, rule)
-        cores = cores_of(seen, rule)
-        areas = {name: int(mask.sum()) for name, mask in cores.items()}
-        largest = max(areas, key=lambda name: areas[name])
-        verdict = DIRECTIONS[largest] if areas[largest] >= rule.min_px else AGREE
-        union = max(int((seen.label | seen.prediction).sum()), rule.min_px)
-        records.append(
+        label, prediction, valid = maps_of(chip, bins, rule)
+        pieces = find_pieces(label, prediction, rule)
+        others = places.others(row) if pieces else []
+        found = pd.DataFrame(evidence(chip, maps.probability(i), pieces, others), columns=list(EVIDENCE))
+        wrong, verdicts = judged(pieces, found, rule)
+        sizes = dict.fromkeys((MORE, LESS), 0)
+        for number, (piece, p, verdict) in enumerate(zip(pieces, wrong, verdicts, strict=True)):
+            px = int(piece.mask.sum())
+            sizes[piece.direction] += px
+            every.append(
+                {"row": row, "chip_id": chip.chip_id, "block": blocks[row], "number": number,
+                 "direction": piece.direction, "px": px, "lake": piece.lake, **found.iloc[number], "label_wrong": p,
+                 "verdict": verdict}
+            )  # fmt: skip
+        for name, counted in (("corrected", LABEL_VERDICTS), ("favoured", (*LABEL_VERDICTS, UNDECIDABLE))):
+            flips = [verdict in counted for verdict in verdicts]
+            if any(flips):
+                builders[name].add(row, bins, corrected_label(label, pieces, flips), valid)
+        by_size = sorted(zip([int(p.mask.sum()) for p in pieces], verdicts, strict=True), reverse=True)
+        verdict = next((v for _, v in by_size if v in LABEL_VERDICTS), None)
+        verdict = verdict or next((v for v in (UNDECIDABLE, MODEL) if v in verdicts), AGREE)
+        ((index_iou, water),) = agreement(chip.s2, chip.mask, (0.3,))
+        label_share = float((chip.mask > 0).mean())
+        chips.append(
             {
                 "row": row, "chip_id": chip.chip_id, "region": chip.region, "year": chip.snapshot_year,
-                "lat": chip.lat, "lon": chip.lon, "iou": ious[i], "label_px": int(seen.label.sum()),
-                "prediction_px": int(seen.prediction.sum()), "mndwi_px": int(seen.mndwi.sum()), **areas,
-                "disagreement": sum(areas.values()) / union, "verdict": verdict,
+                "lat": chip.lat, "lon": chip.lon, "iou": ious[i], "label_px": int(label.sum()),
+                "prediction_px": int(prediction.sum()), "mndwi_iou": index_iou,
+                "mndwi_ratio": water / label_share if label_share else np.inf, "more_px": sizes[MORE],
+                "less_px": sizes[LESS], "label_wrong": max(wrong, default=0.0), "verdict": verdict,
             }
         )  # fmt: skip
-        if verdict in LABEL_VERDICTS:
-            mask = (seen.label | cores["undersized_px"]) & ~cores["oversized_px"]
-            builder.add(row, bins, mask, bins != INVALID)
-    verdicts = pd.DataFrame(records, columns=[c for c in VERDICT_COLUMNS if c not in ("rank", "sample")])
-    return Audit(rule, _sampled(verdicts, rule), table, builder.table())
+    verdict_table = pd.DataFrame(chips, columns=[c for c in VERDICT_COLUMNS if c not in ("rank", "sample")])
+    piece_table = pd.DataFrame(every, columns=list(PIECE_COLUMNS))
+    tables = {name: builder.table() for name, builder in builders.items()}
+    return Audit(rule, piece_table, _sampled(verdict_table, rule), table, **tables)
 
 
 def _sampled(verdicts: pd.DataFrame, rule: AuditRule) -> pd.DataFrame:
-    """Rank the disagreements, and mark the candidates and the random control."""
-    suspects = verdicts.index[verdicts["verdict"] != AGREE]
-    order = verdicts.loc[suspects].sort_values("disagreement", ascending=False, kind="stable").index
+    """Rank the chips by their pieces, from both tails in turn, and mark the candidates and the random control."""
+    tails = [
+        list(verdicts[verdicts[column] > 0].sort_values(column, ascending=False, kind="stable").index)
+        for column in ("more_px", "less_px")
+    ]
+    order = list(
+        dict.fromkeys(tail[i] for i in range(max(map(len, tails), default=0)) for tail in tails if i < len(tail))
+    )
     verdicts["rank"] = 0
     verdicts.loc[order, "rank"] = np.arange(1, len(order) + 1)
     verdicts["sample"] = ""
@@ -198,55 +299,6 @@ def _sampled(verdicts: pd.DataFrame, rule: AuditRule) -> pd.DataFrame:
     drawn = np.random.default_rng(rule.seed).choice(rest, min(rule.control, len(rest)), replace=False)
     verdicts.loc[drawn, "sample"] = CONTROL
     return verdicts
-
-
-def against_truth(
-    result: Audit,
-    store: Store,
-    truth: Reference,
-    label_errors: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """How often the audit's accusations of labels are right, where the truth is known.
-
-    A label is truly wrong when it differs from the truth by what the rule calls an error: at least ``min_px`` core
-    pixels on one side (so a shift within the inventory's accuracy does not count, and a lake that grew since the
-    inventory does).
-
-    Args:
-        result: an audit.
-        store: its chips.
-        truth: from a chip to its true mask.
-        label_errors: chip_id -> the simulator's word for what it did to the label; None leaves that comparison out.
-
-    Returns:
-        ``{"mask": {...}, "planted": {...}}`` with flagged, wrong, both (counts), precision and recall (None where
-        undefined) of "label called wrong"; "mask" judges by the truth's pixels, "planted" by the simulator's word
-        (undersized, missing or oversized). ``"control"`` repeats "mask" over the random control sample.
-    """
-    rule, verdicts = result.rule, result.verdicts
-    flagged = verdicts["verdict"].isin(LABEL_VERDICTS).to_numpy()
-    wrong = np.zeros(len(verdicts), dtype=bool)
-    for i, row in enumerate(verdicts["row"]):
-        chip = store[int(row)]
-        label, real, valid = chip.mask > 0, truth(chip) > 0, chip.valid
-        for difference in (real & ~label & valid, label & ~real & valid):
-            if difference.sum() >= rule.min_px and core(difference, rule.tolerance_px).sum() >= rule.min_px:
-                wrong[i] = True
-    control = (verdicts["sample"] == CONTROL).to_numpy()
-    out = {"mask": _agreement(flagged, wrong), "control": _agreement(flagged[control], wrong[control])}
-    if label_errors is not None:
-        planted = np.array([label_errors[chip] in LABEL_ERRORS for chip in verdicts["chip_id"]], dtype=bool)
-        out["planted"] = _agreement(flagged, planted)
-    return out
-
-
-def _agreement(flagged: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
-    both = int((flagged & wrong).sum())
-    return {
-        "chips": len(flagged), "flagged": int(flagged.sum()), "wrong": int(wrong.sum()), "both": both,
-        "precision": both / int(flagged.sum()) if flagged.any() else None,
-        "recall": both / int(wrong.sum()) if wrong.any() else None,
-    }  # fmt: skip
 
 
 def sample_positions(verdicts: pd.DataFrame, sample: str = CANDIDATE) -> Sequence[int]:

@@ -17,11 +17,11 @@ import numpy as np
 
 from cryosentinel import colours
 from cryosentinel.evaluation.audit import Audit
-from cryosentinel.evaluation.audit_masks import audit_masks
+from cryosentinel.evaluation.audit_pieces import find_pieces, maps_of
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.evaluation.metrics import chip_counts, chip_iou, score
 from cryosentinel.evaluation.scores import histograms
-from cryosentinel.indices import mndwi
+from cryosentinel.indices import mndwi, slope
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -342,7 +342,7 @@ def training_curves(log: pd.DataFrame, kind: str) -> Figure:
 
 
 def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: int, truth: Any = None) -> Figure:
-    """One audited chip in four panels: true colour, label, MNDWI, predicted probability, outlines over all.
+    """One audited chip in four panels: true colour, MNDWI, slope, predicted probability; outlines over all.
 
     Args:
         result: an audit.
@@ -357,29 +357,34 @@ def audit_panels(result: Audit, store: Store, maps: ProbabilityMaps, position: i
 
     row = result.verdicts.iloc[position]
     chip, bins = store[int(row["row"])], np.asarray(maps.bins[position])
-    seen = audit_masks(chip, bins, result.rule)
-    figure, axes = plt.subplots(1, 4, figsize=(13.5, 4.1), layout="constrained")
-    colour = composite(chip.s2)
-    axes[0].imshow(colour)
-    axes[1].imshow(colour.mean(axis=2) * 0.6, cmap="gray", vmin=0, vmax=1)
-    axes[1].imshow(np.ma.masked_where(~seen.label, seen.label), cmap="cividis", vmin=0, vmax=1, alpha=0.75)
-    index = axes[2].imshow(mndwi(chip.s2), cmap="BrBG", vmin=-0.8, vmax=0.8)
+    label, prediction, _ = maps_of(chip, bins, result.rule)
+    figure, axes = plt.subplots(1, 4, figsize=(13.5, 4.3), layout="constrained")
+    axes[0].imshow(composite(chip.s2))
+    index = axes[1].imshow(mndwi(chip.s2), cmap="BrBG", vmin=-0.8, vmax=0.8)
+    steep = axes[2].imshow(slope(chip.dem[0].astype(np.float32)), cmap="cividis", vmin=0, vmax=40)
     probability = axes[3].imshow(maps.probability(position), cmap="cividis", vmin=0, vmax=1)
-    figure.colorbar(index, ax=axes[2], shrink=0.75, label=f"MNDWI (water from {result.rule.mndwi_threshold:g})")
+    figure.colorbar(index, ax=axes[1], shrink=0.75, label="MNDWI")
+    figure.colorbar(steep, ax=axes[2], shrink=0.75, label="degrees")
     figure.colorbar(probability, ax=axes[3], shrink=0.75, label=f"probability (water from {result.rule.threshold:g})")
-    for ax, title in zip(axes, ("true colour", "label", "MNDWI", "prediction"), strict=True):
-        outline(ax, seen.label, colours.LABEL, "label")
-        outline(ax, seen.prediction, colours.PREDICTION, "prediction")
+    for ax, title in zip(axes, ("true colour", "MNDWI", "slope", "prediction"), strict=True):
+        outline(ax, label, colours.LABEL, "label")
+        outline(ax, prediction, colours.PREDICTION, "prediction")
         if truth is not None:
             outline(ax, truth[chip.chip_id].lake, colours.TRUTH, "known truth")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
-    rank = f", rank {row['rank']}" if row["rank"] else ""
-    what = f"{row['verdict']}, {row['sample'] or 'not sampled'}{rank}"
-    figure.suptitle(
-        f"{chip.chip_id}, {chip.region}, {chip.snapshot_year}: {what}; chip IoU {row['iou']:.2f}", fontsize=10
+    pieces = result.pieces[result.pieces["row"] == row["row"]]
+    for i, piece in enumerate(find_pieces(label, prediction, result.rule)):
+        y, x = (float(np.median(axis)) for axis in np.nonzero(piece.mask))
+        axes[0].text(x, y, str(i + 1), color="white", fontsize=11, ha="center", va="center", weight="bold")
+    verdicts = "; ".join(
+        f"{i + 1}: {piece.verdict} ({piece.label_wrong:.2f})" for i, piece in enumerate(pieces.itertuples())
     )
+    figure.suptitle(
+        f"{chip.chip_id}: IoU {row['iou']:.2f}, {row['sample'] or 'not sampled'}. "
+        f"{verdicts or 'no piece of disagreement'}", fontsize=9, wrap=True,
+    )  # fmt: skip
     return figure
 
 

@@ -10,6 +10,8 @@ these errors are assumed; inventories of the same mountains differ by more (Chen
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,42 +22,66 @@ from cryosentinel.simulate.ground import Window
 from cryosentinel.simulate.noise import Draw
 from cryosentinel.simulate.water import Lake, lakes_in, overlap
 
-MISSING, UNDERSIZED, OVERSIZED = 0.03, 0.015, 0.015  # shares of lakes
-SMALL_HA, MISSING_SMALL = 1.0, 0.15  # of lakes below this area more are missed
-FALSE = 0.04  # share of flats that are taken for lakes
+SMALL_HA = 1.0  # of lakes below this area more are missed
 SHIFTED_M = 15.0  # a shift from which a label counts as shifted
 MIN_AREA_HA = 0.3  # smaller lakes are not in the inventory
 #: Errors from the gravest to the mildest.
 ERRORS = ("missing", "false", "undersized", "oversized", "shifted")
 
 
-def _outline(lake: Lake, inventory: int, draw: Draw) -> tuple[np.ndarray | None, str]:
+@dataclass(frozen=True)
+class Shares:
+    """How often the inventory errs: the shares of the published labels' errors are assumed, see the module's text.
+
+    Attributes:
+        missing, undersized, oversized: shares of lakes.
+        missing_small: share of lakes below :data:`SMALL_HA` that are missed.
+        false: share of flats that are taken for lakes.
+    """
+
+    missing: float = 0.03
+    missing_small: float = 0.15
+    undersized: float = 0.015
+    oversized: float = 0.015
+    false: float = 0.04
+
+    def of(self, error: str, small: bool = False) -> float:
+        """The share of an error; of "", what is left for lakes without one."""
+        missing = self.missing_small if small else self.missing
+        shares = {"missing": missing, "undersized": self.undersized, "oversized": self.oversized}
+        return 1 - sum(shares.values()) if error == "" else {**shares, "false": self.false}[error]
+
+
+NATURAL = Shares()
+
+
+def _outline(lake: Lake, inventory: int, draw: Draw, shares: Shares = NATURAL) -> tuple[np.ndarray | None, str]:
     """What the inventory took for the lake, on its patch (None: nothing), and the error it made."""
     fate = draw.uniform()
     if lake.kind == "flat":
-        return (lake.area_at <= lake.area_ha, "false") if fate < FALSE else (None, "")
+        return (lake.area_at <= lake.area_ha, "false") if fate < shares.false else (None, "")
     area = lake.area(inventory + IMAGE_DATE)
     if area < MIN_AREA_HA:
         return None, ""
-    missing = MISSING_SMALL if area < SMALL_HA else MISSING
+    missing = shares.of("missing", area < SMALL_HA)
     if fate < missing:
         return None, "missing"
-    if fate < missing + UNDERSIZED:
+    if fate < missing + shares.undersized:
         return lake.area_at <= area * draw.uniform(0.15, 0.4), "undersized"
-    if fate < missing + UNDERSIZED + OVERSIZED:
+    if fate < missing + shares.undersized + shares.oversized:
         return lake.area_at <= area * draw.uniform(1.6, 2.4), "oversized"
     return lake.area_at <= area, ""
 
 
 @lru_cache(maxsize=512)
-def _burned(seed: int, lake: Lake, inventory: int) -> tuple[np.ndarray | None, str]:
+def _burned(seed: int, lake: Lake, inventory: int, shares: Shares = NATURAL) -> tuple[np.ndarray | None, str]:
     """The lake's label on its patch (bool) and its error. Burned once in the patch's own grid, whatever the window."""
     from rasterio import features
     from shapely import affinity
     from shapely.geometry import shape
 
     draw = Draw(seed, "label", lake.lake_id, inventory)
-    outline, error = _outline(lake, inventory, draw)
+    outline, error = _outline(lake, inventory, draw, shares)
     # Most outlines are within a pixel; one in six is further off, up to 30 m.
     far = draw.uniform() < 1 / 6
     distance = draw.uniform(15, 30) if far else draw.uniform(0, 10)
@@ -69,6 +95,36 @@ def _burned(seed: int, lake: Lake, inventory: int) -> tuple[np.ndarray | None, s
     moved = [affinity.translate(p.simplify(0.8), step * np.cos(bearing), step * np.sin(bearing)) for p in polygons]
     burned = features.rasterize(moved, out_shape=outline.shape, all_touched=True, dtype="uint8").astype(bool)
     return burned, error or ("shifted" if distance >= SHIFTED_M else "")
+
+
+def planted(
+    seed: int, epsg: int, window: Window, year: int, shares: Shares
+) -> Iterator[tuple[Lake, np.ndarray, str, float]]:
+    """The label of each lake of a window under other shares of errors, to test what finds them.
+
+    Yields:
+        The lake (a flat for a false label); its label in the window, (H, W) bool; the error planted ("" for none); and
+        the lake's weight: how many times as often the natural shares make the same of such a lake. Weighted sums over
+        lakes estimate what natural labels would give.
+    """
+    for lake in lakes_in(seed, epsg, window.row, window.col, window.height, window.width):
+        flat = lake.kind == "flat"
+        if not lake.glacial and not flat:
+            continue
+        inventory = inventory_year(year)
+        burned, error = _burned(seed, lake, inventory, shares)
+        error = "" if error == "shifted" else error  # within the inventory's accuracy
+        here, there = overlap(lake, window.row, window.col, window.height, window.width)
+        label = np.zeros((window.height, window.width), bool)
+        if burned is not None:
+            label[here] = burned[there]
+        if flat:
+            weight = NATURAL.false / shares.false if error else (1 - NATURAL.false) / (1 - shares.false)
+        else:
+            area = lake.area(inventory + IMAGE_DATE)
+            small = area < SMALL_HA
+            weight = NATURAL.of(error, small) / shares.of(error, small) if area >= MIN_AREA_HA else 1.0
+        yield lake, label, error, weight
 
 
 def make_labels(seed: int, epsg: int, window: Window, year: int) -> tuple[np.ndarray, str, str]:

@@ -61,7 +61,8 @@ def chapter_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """
     root = project_root()
     sources = sorted([*PACKAGE.rglob("*.py"), *CONFIGS.glob("*.yaml"), notebook])
-    sources += [record] if (record := root / "book" / "standard_metrics.json").is_file() else []
+    records = [root / "book" / name for name in ("standard_metrics.json", "audit.json")]
+    sources += [record for record in records if record.is_file()]
     digest = hashlib.sha256(json.dumps(dict(parameters), sort_keys=True).encode())
     for source in sources:  # the package need not lie in the clone
         name = source.relative_to(PACKAGE) if source.is_relative_to(PACKAGE) else source.name

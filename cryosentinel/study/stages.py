@@ -330,15 +330,15 @@ def _evaluate(
 
 
 def audit(study: Study, ckpt: str | os.PathLike[str] = SOUP, worst: int = 20, control: int = 20) -> Audit:
-    """The label-noise audit of the test split, by the rule of :mod:`cryosentinel.evaluation.audit`.
+    """The label-noise audit of the test split, by the rule of ``configs/audit.yaml``.
 
     Args:
         study: the chips.
         ckpt: as for :func:`checkpoint`.
-        worst, control: chips shown: the largest disagreements, and a random draw of the rest.
+        worst, control: chips shown: the largest disagreements of both kinds, and a random draw of the rest.
     """
     from cryosentinel.evaluation import audit as audits
 
     found = evaluate(study, ckpt)
-    rule = audits.AuditRule(worst=worst, control=control)
+    rule = audits.AuditRule.read(worst=worst, control=control)
     return audits.audit(found.maps("test"), study.datamodule.store, found.table("test"), rule, progress=True)
