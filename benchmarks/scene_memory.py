@@ -65,20 +65,20 @@ print(json.dumps({"seconds": time.perf_counter() - start, "bytes": (resident("Vm
 """
 
 
-def _write_scene(path: Path, side: int) -> None:
+def _write_scene(path: Path, height: int, width: int) -> None:
     import rasterio
     from rasterio.transform import from_origin
     from rasterio.windows import Window
 
     rng = np.random.default_rng(0)
-    profile = {"driver": "GTiff", "dtype": "float32", "count": 15, "height": side, "width": side, "crs": "EPSG:32643",
-               "transform": from_origin(500_000, 4_800_000, 10, 10), "tiled": True}  # fmt: skip
+    profile = {"driver": "GTiff", "dtype": "float32", "count": 15, "height": height, "width": width, "tiled": True,
+               "crs": "EPSG:32643", "transform": from_origin(500_000, 4_800_000, 10, 10)}  # fmt: skip
     with rasterio.open(path, "w", **profile) as sink:
-        for top in range(0, side, 256):
-            rows = min(256, side - top)
-            bands = rng.integers(100, 4000, (15, rows, side)).astype(np.float32)
-            bands[12:14] = rng.normal(-12, 4, (2, rows, side))
-            sink.write(bands, window=Window(0, top, side, rows))
+        for top in range(0, height, 256):
+            rows = min(256, height - top)
+            bands = rng.integers(100, 4000, (15, rows, width)).astype(np.float32)
+            bands[12:14] = rng.normal(-12, 4, (2, rows, width))
+            sink.write(bands, window=Window(0, top, width, rows))
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scene.tif"
-        _write_scene(path, side)
+        _write_scene(path, side, side)
         for name, program in (("ours", _OURS), ("peer", _PEER)):
             done = subprocess.run(
                 [sys.executable, "-c", _COMMON + program + _REPORT, str(path), str(OVERLAP)], check=True, text=True,

@@ -4,6 +4,7 @@
 ``{headline} REFERENCE``    network, best baseline and ceiling against ``truth`` or ``label``, with intervals.
 ``{comparison}``            published figures beside those of the study and the standard run.
 ``{benchmarks} [PREFIX]``   the table of benchmarks/results.json, ids that begin so.
+``{plan} PRICE``            windows, hours and cost of the regions, from rates of benchmarks/results.json.
 ``{seeds}``                 mean and spread over the seeds of book/seeds.json.
 ``{ledger}``                the published claims, each with its check and its status.
 ``{standard-run}``          which run the standard figures come from, or that there is none.
@@ -199,6 +200,45 @@ class Benchmarks(SphinxDirective):
         return [table(titles, rows, ["benchmarks"])]
 
 
+class Plan(SphinxDirective):
+    """``{plan} PRICE``: what mapping each region would take, at measured rates and a price of the machine's hour."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """One table, and a sentence on what was measured."""
+        from cryosentinel.mapping.planning import plan_regions
+
+        path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
+        self.env.note_dependency(str(path.resolve()))
+        note_data(self.env, "measured")
+        found = {row["id"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+        if missing := {"scene_window", "scene_window_large", "gate_windows"} - set(found):
+            paragraph = nodes.paragraph()
+            paragraph += nodes.Text(f"Not measured yet: make bench ONLY={sorted(missing)[0]}.")
+            return [paragraph]
+        own, large, gate = (found[name] for name in ("scene_window", "scene_window_large", "gate_windows"))
+        price, ratio = float(self.arguments[0]), gate["ratio"]
+        plain = plan_regions(own["ours"], core_hour=price)
+        gated = plan_regions(own["ours"], gate=ratio, core_hour=price)
+        heavy = plan_regions(large["ours"], gate=ratio, core_hour=price)
+        rows: list[list[nodes.Node | str]] = []
+        for a, b, c in zip(plain.itertuples(), gated.itertuples(), heavy.itertuples(), strict=True):
+            name = str(a.region).replace("_", " ")
+            figures = (a.area_km2, a.windows, b.run, a.hours, b.hours, b.cost, c.hours, c.cost)
+            rows.append([name, *(f"{value:,.0f}" for value in figures)])
+        titles = ["Region", "km²", "Windows", "With gate", "Hours", "Hours, gate", "USD, gate",
+                  "Hours, gate, published size", "USD, gate, published size"]  # fmt: skip
+        paragraph = nodes.paragraph()
+        paragraph += nodes.Text(
+            f"Measured: {own['ours']:.0f} ms for {own['what']} ({_where(own['machine'], own['date'])}); "
+            f"{large['ours']:.0f} ms for {large['what']} ({_where(large['machine'], large['date'])}); "
+            f"{ratio:.2f} times fewer windows with the gate ({gate['what']}). Assumed: {price:g} USD for an hour of "
+            "such a machine. Extrapolated: everything else."
+        )
+        return [table(titles, rows, ["benchmarks"]), paragraph]
+
+
 def _where(machine: dict[str, Any], date: str) -> str:
     bf16 = f", bf16 {machine['bf16']}" if "bf16" in machine else ""  # which decides what training takes
     return f"{date[:10]}, {machine['cpu']}, {machine['cores']} cores{bf16}"
@@ -280,6 +320,7 @@ DIRECTIVES = {
     "comparison": Comparison,
     "benchmarks": Benchmarks,
     "ledger": Ledger,
+    "plan": Plan,
     "seeds": Seeds,
     "standard-run": StandardRun,
     "study-picture": StudyPicture,
