@@ -166,7 +166,7 @@ class Files:
 
     def _control(self, what: str, value: Any = None) -> Any:
         data = None if value is None else json.dumps(value).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/.control/{what}", data), timeout=20) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/.control/{what}", data), timeout=120) as answer:
             return json.load(answer)
 
     def log(self) -> list[tuple[str, str, int]]:
@@ -201,7 +201,7 @@ class Files:
     def stop(self) -> None:
         """End the process."""
         self.process.terminate()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=120)
         if self.process.stdout is not None:
             self.process.stdout.close()
 

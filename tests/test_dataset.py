@@ -147,7 +147,7 @@ def test_processes_that_convert_at_once_end_well_and_a_killed_one_leaves_no_harm
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder = root / ".cache" / "chips"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while killed.poll() is None and time.monotonic() < deadline:
         if folder.is_dir() and any(path.name.endswith("part") for path in folder.iterdir()):
             break  # it is in the middle of a shard
@@ -158,7 +158,7 @@ def test_processes_that_convert_at_once_end_well_and_a_killed_one_leaves_no_harm
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)
     ]
     for process in racing:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0 and out.split()[-1] == b"240", err.decode()
     left = [path.name for path in folder.iterdir() if path.name != ".locks"]
     assert len(left) == 4 and not any("part" in name for name in left)

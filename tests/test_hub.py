@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -131,8 +130,8 @@ def hub(repos: dict[str, dict[str, bytes]], port: int = 0):
 
 
 @pytest.fixture(autouse=True)
-def quiet_client(monkeypatch):
-    """No proxy, no token, small portions, and no waiting between the client's own attempts."""
+def waits(monkeypatch) -> list[float]:
+    """No proxy, no token, small portions, and no waiting between the client's own attempts: how long they would be."""
     import huggingface_hub.constants
     import huggingface_hub.file_download
 
@@ -140,7 +139,9 @@ def quiet_client(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", PORTION)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
+    waited: list[float] = []
+    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", waited.append)
+    return waited
 
 
 def point_to(server, monkeypatch) -> str:
@@ -159,7 +160,7 @@ def test_addresses_are_read_or_refused():
             parse_hub_uri(wrong)
 
 
-def test_a_file_is_fetched_once_and_found_again_without_the_hub(tmp_path, monkeypatch):
+def test_a_file_is_fetched_once_and_found_again_without_the_hub(tmp_path, monkeypatch, waits):
     data = bytes(range(256)) * 500
     with hub({"models/a/b": {"ckpt/soup.ckpt": data}}) as server:
         point_to(server, monkeypatch)
@@ -178,11 +179,11 @@ def test_a_file_is_fetched_once_and_found_again_without_the_hub(tmp_path, monkey
         with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
             download_file("hf://a/b/other.ckpt", cache_dir=tmp_path)
         monkeypatch.delenv("HF_HUB_OFFLINE")
-    start = time.perf_counter()  # the hub is gone
+    waits.clear()  # the hub is gone
     assert download_file("hf://a/b/ckpt/soup.ckpt@v1", cache_dir=tmp_path) == path
     with pytest.raises(HubError, match="cannot be reached"):
         download_file("hf://a/b/other.ckpt", cache_dir=tmp_path)
-    assert time.perf_counter() - start < 5
+    assert not waits
 
 
 def test_what_the_hub_does_not_hold_is_named(tmp_path, monkeypatch):
@@ -249,7 +250,7 @@ def published(tmp_path) -> dict[str, dict[str, bytes]]:
     return {"datasets/a/chips": files}
 
 
-def test_a_dataset_is_fetched_by_region_and_year_and_read_by_the_store(tmp_path, monkeypatch, published):
+def test_a_dataset_is_fetched_by_region_and_year_and_read_by_the_store(tmp_path, monkeypatch, published, waits):
     with hub(published) as server:
         point_to(server, monkeypatch)
         root = download_dataset(
@@ -266,9 +267,9 @@ def test_a_dataset_is_fetched_by_region_and_year_and_read_by_the_store(tmp_path,
             download_dataset("a/chips", regions=["pamir", "ile_alatau"], cache_dir=tmp_path / "hub")
         with pytest.raises(HubError, match="year 1999"):
             download_dataset("a/chips", years=[1999], cache_dir=tmp_path / "hub")
-    start = time.perf_counter()  # without the hub
+    waits.clear()  # without the hub
     assert download_dataset("a/chips", cache_dir=tmp_path / "hub") == whole
-    assert time.perf_counter() - start < 5
+    assert not waits
     with pytest.raises(HubError, match="cannot be reached"):
         download_dataset("a/other", cache_dir=tmp_path / "hub")
     assert download_dataset(str(whole)) == whole  # a local folder instead

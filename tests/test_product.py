@@ -217,7 +217,7 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     worker = [*base, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard", "--no-nanny"]
     started += [subprocess.Popen(worker, **here) for _ in range(2)]
     try:
-        for _ in range(600):
+        for _ in range(3000):
             if file.exists() and file.stat().st_size:
                 break
             time.sleep(0.1)
@@ -238,7 +238,7 @@ def test_a_cluster_gives_the_same_bytes_also_when_a_worker_is_killed(
     alone = predict_scene(slow_model(), scene, tmp_path / "alone", options=exact(flips=1), progress=False, weights="w")
     killed = []
     with cluster(address) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=300)
         maker = cluster_maker(slow_model, client)
 
         def watched(*arguments):  # type: ignore[no-untyped-def]

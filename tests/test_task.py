@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import socket
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,10 +32,9 @@ class Frozen(SmallSegmenter):
         self.net.decoder[0].eval()  # Lightning leaves modes as they are
 
 
-def _half_of_the_loss(rank: int, port: int, shared: dict) -> None:
+def _half_of_the_loss(rank: int, meeting: Path, shared: dict) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     part = slice(0, 1) if rank == 0 else slice(1, 4)  # unequal shares
     z = shared["logits"][part].clone().requires_grad_()
     total, terms = SixTermLoss(shared["config"])(z, shared["label"][part], shared["valid"][part])
@@ -46,7 +44,7 @@ def _half_of_the_loss(rank: int, port: int, shared: dict) -> None:
 
 
 @pytest.mark.parametrize("dice_form", ["flat", "generalised"])
-def test_loss_of_two_ranks_is_the_loss_of_the_batch(dice_form):
+def test_loss_of_two_ranks_is_the_loss_of_the_batch(dice_form, tmp_path):
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(4, 40, 40, generator=generator, dtype=torch.float64)
     label = torch.zeros(4, 40, 40)
@@ -56,17 +54,14 @@ def test_loss_of_two_ranks_is_the_loss_of_the_batch(dice_form):
     z = logits.clone().requires_grad_()
     whole, terms = SixTermLoss(config)(z, label, valid)
     whole.backward()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    meeting, context = tmp_path / "meeting", multiprocessing.get_context("fork")
     results = context.Manager().dict()
     shared = {"logits": logits, "label": label, "valid": valid, "config": config, "results": results}
-    processes = [context.Process(target=_half_of_the_loss, args=(rank, port, shared)) for rank in range(2)]
+    processes = [context.Process(target=_half_of_the_loss, args=(rank, meeting, shared)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     for rank in range(2):
         assert results[rank][0] == pytest.approx(whole.item(), rel=1e-12)
         assert results[rank][1] == pytest.approx({k: v.item() for k, v in terms.items()}, rel=1e-12)

@@ -220,7 +220,7 @@ def comparison_notes(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[
     notes = []
     dates = [pd.to_datetime(row.get("date", ""), errors="coerce") for row in (first, last)]
     if not any(date is pd.NaT for date in dates):
-        apart = abs(dates[0].dayofyear - dates[1].dayofyear)
+        apart = abs(dates[0].day_of_year - dates[1].day_of_year)
         if min(apart, 365 - apart) > SEASON_DAYS:
             notes.append(f"season differs: {dates[0]:%d %b} and {dates[1]:%d %b}")
     for column in ("orbit", "radar_product"):
