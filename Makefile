@@ -36,7 +36,7 @@ book: $(VENV)/.installed  ## build the book from the last study (runs the quick 
 	$(RUN)/jupyter-book build book/
 	@echo "The book: $(CURDIR)/book/_build/html/index.html"
 
-picture: $(VENV)/.installed  ## put the study's overview figure where the README shows it
+picture: $(VENV)/.installed  ## put the study's cover where README and book show it
 	$(RUN)/python scripts/picture.py
 
 # Two processes of one thread each: threads that wait for each other on two cores are slower than one.

@@ -1,6 +1,6 @@
-"""Put the study's overview figure where the README shows it: ``make picture`` after ``make study``.
+"""Put the study's cover where README and book show it: ``make picture`` after ``make study``.
 
-``python scripts/picture.py [FIGURE]``; the figure is overview.png of the last study by default.
+``python scripts/picture.py [FIGURE]``; the figure is cover.png of the last study by default.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from cryosentinel import paths
 from cryosentinel.files import replacing, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = Path("book/_static/overview.png")
+PICTURE = Path("book/_static/cover.png")
 _BLOCK = re.compile(r"(<!-- picture: scripts/picture.py -->\n)(?:.*?\n)?(<!-- /picture -->)", re.DOTALL)
-ALT = "Simulated chips of the test split: true colour, label, known truth and the probability that the network gives"
+ALT = (
+    "One simulated test chip: the scene, the lakes in it by truth, label and prediction, and the predicted probability"
+)
 
 
 def with_picture(readme: str, there: bool) -> str:
@@ -25,8 +27,8 @@ def with_picture(readme: str, there: bool) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Copy the figure and bring the README in step."""
-    source = Path(argv[0]) if argv else paths.study() / "overview.png"
+    """Copy the cover and bring the README in step."""
+    source = Path(argv[0]) if argv else paths.study() / "cover.png"
     if not source.is_file():
         print(f"picture: there is no {source}; run the study first: make study.", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ import address  # noqa: E402
 import minimum  # noqa: E402
 import picture  # noqa: E402
 import record  # noqa: E402
+import vendor  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -47,7 +48,10 @@ def _tracked() -> list[Path]:
 def test_environment_agrees_with_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = environment["dependencies"]
-    assert pip["pip"] == [*PROJECT["dependencies"], "--editable ."]
+    # Torch comes from conda, without CUDA, at the same floor; word for word everything else from PyPI.
+    (torch,) = (line for line in PROJECT["dependencies"] if line.startswith("torch>"))
+    assert torch.replace("torch", "pytorch-cpu") in packages and "torchvision" in packages
+    assert pip["pip"] == [*(line for line in PROJECT["dependencies"] if line != torch), "--editable ."]
     python = next(each for each in packages if each.startswith("python"))
     assert python.split(",")[0] == "python" + PROJECT["requires-python"] and "pip" in packages
 
@@ -252,7 +256,52 @@ def test_changelog_speaks_of_the_version():
     import cryosentinel
 
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert "## [Unreleased]" in text or f"## [{cryosentinel.__version__}]" in text
+    assert re.search(rf"^## \[{re.escape(cryosentinel.__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
+
+
+def test_zenodo_agrees_with_the_citation():
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    for ours, theirs in (("title", "title"), ("version", "version"), ("keywords", "keywords"), ("license", "license")):
+        assert zenodo[ours] == citation[theirs], ours
+    related = {entry["identifier"].removeprefix("https://arxiv.org/abs/") for entry in zenodo["related_identifiers"]}
+    cited = {
+        work.get("doi") or work["identifiers"][0]["value"].removeprefix("arXiv:") for work in citation["references"]
+    }
+    assert related == cited
+
+
+# ----------------------------------------------------------------------------------------------------------- vendored
+
+
+def test_shipped_javascript_is_what_its_checksums_say(tmp_path):
+    packages = json.loads(vendor.LIST.read_text(encoding="utf-8"))
+    assert set(packages) == {"mathjax", "leaflet"} and not vendor.differences(packages)
+    folder = tmp_path / packages["leaflet"]["folder"]
+    shutil.copytree(ROOT / packages["leaflet"]["folder"], folder)
+    (folder / "leaflet.js").write_text("alert(1)")
+    (folder / "more.js").touch()
+    (folder / "LICENSE").unlink()
+    found = vendor.differences({"leaflet": packages["leaflet"]}, tmp_path)
+    assert [each.split()[1] for each in found] == ["LICENSE", "leaflet.js", "more.js"]
+
+
+def test_renewing_puts_the_files_of_the_npm_package_in_their_places(tmp_path, monkeypatch):
+    import hashlib
+    import tarfile
+
+    (tmp_path / "package" / "dist").mkdir(parents=True)
+    (tmp_path / "package" / "dist" / "a.js").write_text("new")
+    with tarfile.open(tmp_path / "lib-2.0.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "package", "package")
+    npm = tmp_path / "npm"
+    npm.write_text(f'#!/bin/sh\ntest "$*" = "pack lib@2.0" && cp {tmp_path}/lib-2.0.tgz . && echo lib-2.0.tgz\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    package = {"version": "2.0", "folder": "js", "files": {"a.js": {"from": "dist/a.js", "sha256": "old"}}}
+    vendor.renew("lib", package, tmp_path)
+    assert (tmp_path / "js" / "a.js").read_text() == "new"
+    assert package["files"]["a.js"]["sha256"] == hashlib.sha256(b"new").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
@@ -273,7 +322,7 @@ def test_cryosentinel_commands_of_the_readme_exist():
     from cryosentinel.cli import COMMANDS
 
     named = set(re.findall(r"(?:^|`)cryosentinel ([a-z]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE))
-    assert {"study", "convert", "predict", "stack"} <= named and named <= set(COMMANDS)
+    assert {"study", "convert", "map", "ingest"} <= named and named <= set(COMMANDS)
 
 
 def test_links_of_the_readme_lead_somewhere():
@@ -410,8 +459,8 @@ def test_readme_shows_the_picture_only_when_it_is_there():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     there = (ROOT / picture.PICTURE).is_file()
     assert picture.with_picture(readme, there) == readme, "run make picture"
-    assert "overview.png" in picture.with_picture(readme, True)
-    assert "overview.png" not in picture.with_picture(readme, False)
+    assert "cover.png" in picture.with_picture(readme, True)
+    assert "cover.png" not in picture.with_picture(readme, False)
 
 
 # ----------------------------------------------------------------------------------------------------------- records
