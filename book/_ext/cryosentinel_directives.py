@@ -10,22 +10,31 @@
 ``{standard-run}``          which run the standard figures come from, or that there is none.
 ``{study-picture} NAME``    a picture that the study left in its folder; the content is its caption.
 ``{chapter-map} CHAPTER``   the first interactive map that a chapter shows.
+``{api} ROOM``              the public names of a room, read from the code.
+``{data-card}``             the card beside the simulated chips.
+``{architecture}``          the package's rooms and the imports between them, read from the code.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cryosentinel_figures import FigureError, Request, bar_html, first_map, headline, written
+import cryosentinel_api as api
+import cryosentinel_architecture as architecture
+from cryosentinel_figures import FigureError, Request, bar_html, first_map, headline, preset, written
 from cryosentinel_nodes import DATA_SENTENCES, figure_node, look_up, note_data, note_sources, sources_of, table
 from docutils import nodes
 from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from cryosentinel import paths
 
 
 class MetricRole(SphinxRole):
@@ -315,7 +324,100 @@ class ChapterMap(SphinxDirective):
             raise ExtensionError(f"{self.env.docname}: {error}") from None
 
 
+class Architecture(SphinxDirective):
+    """``{architecture}``: the drawing of the rooms, and a table of all imports between them."""
+
+    def run(self) -> list[nodes.Node]:
+        """A drawing and a table."""
+        package = paths.PACKAGE
+        for path in package.rglob("*.py"):
+            self.env.note_dependency(str(path))
+        found, size = architecture.imports(package), architecture.lines(package)
+        rows: list[list[nodes.Node | str]] = []
+        for room in (room for rooms in architecture.FLOORS for room in rooms):
+            below = sorted(there for here, there in found if here == room)
+            rows.append([nodes.literal("", room), f"{size[room]:,}", ", ".join(below) or "none"])
+        drawing = nodes.raw("", f'<div class="architecture">{architecture.drawing(package)}</div>', format="html")
+        return [drawing, table(["Room", "Lines", "Imports from"], rows, ["rooms"])]
+
+
+def _with_literals(text: str) -> list[nodes.Node]:
+    """Text of a docstring: double backquotes and references to code become literals."""
+    found: list[nodes.Node] = []
+    for part in re.split(r"(``[^`]+``|:\w+:`[^`]+`)", text):
+        if part.startswith("``"):
+            found.append(nodes.literal("", part.strip("`")))
+        elif match := re.fullmatch(r":\w+:`~?([^`]+)`", part):
+            found.append(nodes.literal("", match[1].removeprefix("cryosentinel.")))
+        elif part:
+            found.append(nodes.Text(part))
+    return found
+
+
+class Api(SphinxDirective):
+    """``{api} ROOM``: the public names that a room of the package defines, with signatures and docstrings."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A section a name."""
+        package, made = paths.PACKAGE, []
+        for name in sorted(api.places(package), key=str.lower):
+            entry = api.entry(package, name)
+            self.env.note_dependency(str(package.parent.joinpath(*entry.module.split(".")).with_suffix(".py")))
+            if architecture.room_of(entry.module) == self.arguments[0]:
+                made.append(self._section(entry))
+        if not made:
+            raise ExtensionError(f"{self.env.docname}: the room {self.arguments[0]!r} offers no public name.")
+        return made
+
+    def _section(self, entry: api.Entry) -> nodes.section:
+        section = nodes.section(ids=[f"api-{entry.name.lower().replace('_', '-')}"], names=[entry.name])
+        section += nodes.title("", entry.name)
+        code = nodes.literal_block(entry.signature, entry.signature, language="python", classes=["signature"])
+        section += code
+        for text in entry.text:
+            section += nodes.paragraph("", "", *_with_literals(text))
+        for heading, lines in entry.sections.items():
+            section += nodes.rubric("", heading)
+            section += self._list(lines)
+        if entry.methods:
+            section += nodes.rubric("", "Methods and properties")
+            section += self._list(entry.methods)
+        section += nodes.paragraph("", "", nodes.emphasis("", f"Defined in {entry.module}."))
+        return section
+
+    def _list(self, lines: list[tuple[str, str]]) -> nodes.bullet_list:
+        found = nodes.bullet_list()
+        for name, text in lines:
+            named = [nodes.literal("", name), nodes.Text(": ")] if name else []
+            found += nodes.list_item("", nodes.paragraph("", "", *named, *_with_literals(text)))
+        return found
+
+
+class DataCard(SphinxDirective):
+    """``{data-card}``: the card beside the simulated chips of the study, or a sentence where they are not there."""
+
+    def run(self) -> list[nodes.Node]:
+        """The card's own text and tables."""
+        note_data(self.env, "simulated")
+        note_sources(self.env)
+        name = preset(sources_of(self.env).records("study"))
+        path = paths.datasets() / name / "README.md"
+        self.env.note_dependency(str(path))
+        if not name or not path.is_file():
+            return [nodes.paragraph("", "The chips of this study are not here; make study makes them, and their card.")]
+        text = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        text = re.sub(r"^# .*$", "", text, count=1, flags=re.MULTILINE)
+        holder = nodes.section()
+        self.state.nested_parse(StringList(text.splitlines(), str(path)), 0, holder, match_titles=True)
+        return holder.children
+
+
 DIRECTIVES = {
+    "api": Api,
+    "data-card": DataCard,
+    "architecture": Architecture,
     "headline": Headline,
     "comparison": Comparison,
     "benchmarks": Benchmarks,

@@ -287,3 +287,9 @@ def first_map(chapter: Path) -> str:
             if "<iframe" in found and "srcdoc=" in found and "Map" in found:
                 return found
     raise FigureError(f"The chapter {chapter.stem} shows no interactive map.")
+
+
+def preset(records: dict[str, Any]) -> str:
+    """The preset of the study that wrote the records, empty where no record says."""
+    found = (re.search(r"preset (\w+)", str(record.get("source", ""))) for record in records.values())
+    return next((match[1] for match in found if match), "")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cryosentinel_figures import FigureError
+from cryosentinel_figures import FigureError, preset
 from cryosentinel_nodes import DATA_SENTENCES
 from docutils import nodes
 from sphinx.errors import ExtensionError
@@ -23,12 +23,6 @@ def chapter_data(records: dict[str, Any], chapter: str) -> set[str]:
     """The kinds of data of the figures that a notebook wrote."""
     written = f"notebooks/{chapter}.ipynb"
     return {str(record["data"]) for record in records.values() if str(record.get("source", "")).startswith(written)}
-
-
-def preset(records: dict[str, Any]) -> str:
-    """The preset of the study that wrote the records, empty where no record says."""
-    found = (re.search(r"preset (\w+)", str(record.get("source", ""))) for record in records.values())
-    return next((match[1] for match in found if match), "")
 
 
 def data_box(kinds: Iterable[str], preset_name: str = "") -> nodes.container:
