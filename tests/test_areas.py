@@ -69,13 +69,14 @@ def test_only_whole_lakes_that_both_masks_show_are_compared() -> None:
     water, label, valid = np.zeros((100, 100), np.uint8), np.zeros((100, 100), np.uint8), np.ones((100, 100), bool)
     water[10:20, 10:20], label[10:22, 10:20] = 1, 1  # one lake, seen smaller
     water[40:50, 40:50] = 1
-    label[40:50, 36:42] = label[40:50, 47:55] = 1  # two in the label, one mapped
+    label[40:50, 38:43] = label[40:50, 45:52] = 1  # two in the label, one mapped
     water[60:70, 90:100] = label[60:70, 90:100] = 1  # cut by the border
     water[80:90, 10:20] = label[80:90, 10:20] = 1  # beside missing data
     valid[80:90, 20:22] = False
     water[80:90, 50:60] = 1  # found by one only
     label[60:70, 50:60] = 1
+    water[20:30, 70:74], label[20:30, 70:80] = 1, 1  # less than half of it is mapped: not detected
     table = matched_areas(water, label, valid)
     assert table["mapped_ha"].tolist() == pytest.approx([1.0, 1.0])
-    assert table["reference_ha"].tolist() == pytest.approx([1.2, 1.4])
+    assert table["reference_ha"].tolist() == pytest.approx([1.2, 1.2])
     assert (table["row"].iloc[0], table["col"].iloc[0]) == (15.5, 14.5)

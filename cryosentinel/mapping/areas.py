@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.errors import ConfigError, InputError
-from cryosentinel.evaluation.objects import SIZE_EDGES_HA
+from cryosentinel.evaluation.objects import MIN_COVER, SIZE_EDGES_HA
 from cryosentinel.files import read_json, write_json
 from cryosentinel.sensors import HECTARE_M2, PIXEL_HA
 
@@ -216,7 +216,8 @@ def matched_areas(
 
     A mapped lake and the reference lakes that it touches belong together, and so on until nothing else touches; such
     a group counts as one lake, with the sum of its areas. Groups that touch the chip's border or a pixel without data
-    are left out, and those that only one of the masks shows: an interval is for detected lakes.
+    are left out, and those of whose reference less than half is mapped: an interval is for detected lakes, by the rule
+    of :mod:`cryosentinel.evaluation.objects`.
 
     Args:
         water: (H, W), mapped lake where 1.
@@ -246,7 +247,7 @@ def matched_areas(
     mapped = np.bincount(either[wet], minlength=count + 1)
     there = np.bincount(either[known], minlength=count + 1)
     both = np.bincount(either[wet & known], minlength=count + 1)
-    kept = np.flatnonzero(~cut & (both > 0))
+    kept = np.flatnonzero(~cut & (both > 0) & (both >= MIN_COVER * there))
     kept = kept[kept > 0]
     centres = np.array(ndimage.center_of_mass(known, either, kept)).reshape(-1, 2)
     return pd.DataFrame({

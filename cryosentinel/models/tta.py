@@ -18,7 +18,7 @@ FLIPS: tuple[View, ...] = ((0, ()), (0, (-1,)), (0, (-2,)), (0, (-2, -1)))
 TURNS: tuple[View, ...] = ((0, ()), (1, ()), (2, ()), (3, ()))
 #: Half the width of the band of probability around one half in which a pixel is undecided, and the share of such pixels
 #: from which flips can move a score. Chosen on validation chips; the benchmark adaptive_tta_forwards measures others.
-BAND, SHARE = 0.3, 0.002
+BAND, SHARE = 0.15, 0.04
 
 
 def view_logits(model: nn.Module, batch: Mapping[str, Any], views: Sequence[View]) -> Iterator[torch.Tensor]:

@@ -16,8 +16,9 @@ from cryosentinel.errors import InputError
 from cryosentinel.geo import chip_corner
 from cryosentinel.mapping.areas import COVERAGE, Intervals, calibrate, matched_areas
 from cryosentinel.mapping.change import Changes, link_years
-from cryosentinel.mapping.lakes import vectorise
+from cryosentinel.mapping.lakes import label_lakes, vectorise
 from cryosentinel.sensors import CHIP_SIZE, PIXEL_SIZE_M, SNAPSHOT_YEARS
+from cryosentinel.simulate.materials import Material
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -138,7 +139,7 @@ class PlaceScenes:
 
 
 def make_scenes(study: Study, maps: ProbabilityMaps, blocks: set[str], count: int, folder: Path) -> list[PlaceScenes]:
-    """Scenes of the simulated world around the test places of some blocks that show most glacial lake.
+    """Scenes of the simulated world around the test places of some blocks that show most open, whole glacial lake.
 
     Args:
         study: simulated chips, with their truth.
@@ -155,7 +156,7 @@ def make_scenes(study: Study, maps: ProbabilityMaps, blocks: set[str], count: in
 
     index, truth, config = study.datamodule.store.index.iloc[list(maps.rows)], study.truth, study.simulation
     assert truth is not None and config is not None
-    water = [int(truth[name].lake.sum()) for name in index["chip_id"]]
+    water = [_open_whole_lake(truth[name].lake, truth[name].material) for name in index["chip_id"]]
     index = index.assign(water=water, block=blocks_of(study, maps))
     index = index[index["block"].isin(blocks)].sort_values(["water", "chip_id"], ascending=[False, True])
     scenes = []
@@ -176,6 +177,13 @@ def make_scenes(study: Study, maps: ProbabilityMaps, blocks: set[str], count: in
             write_geotiff(place.paths[year], raster)
         scenes.append(place)
     return scenes
+
+
+def _open_whole_lake(lake: np.ndarray, material: np.ndarray) -> int:
+    """Pixels of a chip's open glacial lakes that its border does not cut."""
+    labels, _ = label_lakes(lake)
+    cut = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    return int(((labels > 0) & ~np.isin(labels, cut) & (material != Material.FROZEN_LAKE)).sum())
 
 
 def overlays(place: PlaceScenes, year: int, folder: Path) -> dict[str, Overlay]:
@@ -252,10 +260,11 @@ def years_figure(place: PlaceScenes, years: Mapping[int, gpd.GeoDataFrame], titl
 
 
 def growth_figure(lakes: pd.DataFrame, mapped: Changes, true: Changes, count: int = 6) -> Figure:
-    """Mapped area with its interval and true area of the first lakes of a table of :func:`against_truth`."""
+    """Mapped area with its interval, and true area, of lakes of :func:`against_truth`: compared ones first."""
     import matplotlib.pyplot as plt
 
-    shown = lakes.head(count)
+    several = lakes[lakes["true_identity"].notna() & (lakes["call"] != "seen once")]
+    shown = several.iloc[np.argsort(several["call"] == "not compared", kind="stable")].head(count)
     figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout="constrained", sharex=True)
     for ax, lake in zip(axes.flat, shown.itertuples(), strict=False):
         series = mapped.outlines[mapped.outlines["identity"] == lake.identity].sort_values("year")
