@@ -20,7 +20,7 @@ from cryosentinel.simulate.materials import water_reflectance
 from cryosentinel.simulate.noise import Draw, gradient_noise, normal, uniform
 from cryosentinel.simulate.radar import lee
 from cryosentinel.simulate.terrain import POST_PX, upsample
-from cryosentinel.simulate.water import CELL_PX, cell_lakes, lakes_in
+from cryosentinel.simulate.water import CELL_PX, GLACIAL, OTHER, cell_lakes, lakes_in, may_hold
 
 EPSG, SEED = 32643, 5
 LEFT, TOP = 671_000.0, 4_765_000.0  # in the Ile Alatau
@@ -162,6 +162,13 @@ def test_glacial_lakes_grow_and_some_come_or_go(lakes):
     fates = [Draw(SEED, "fate", n) for n in range(4)]
     assert len({fate.uniform() for fate in fates}) == 4
     assert any(np.isfinite(lake.appears) for lake in glacial) and any(np.isfinite(lake.drains) for lake in glacial)
+
+
+def test_a_cell_holds_no_kind_that_was_not_drawn():
+    cells = [(SEED, EPSG, int(-TOP / 10) // CELL_PX + i, int(LEFT / 10) // CELL_PX + j) for i in (0, 1) for j in (0, 1)]
+    for cell in cells:
+        assert all(may_hold((lake.kind,), *cell) for lake in cell_lakes(*cell))
+    assert not all(may_hold((kind,), *cell) for cell in cells for kind in (*GLACIAL, *OTHER))
 
 
 def test_lakes_are_flat_in_the_elevation_model(lakes):
