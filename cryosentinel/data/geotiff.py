@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosentinel.data.pixels import Chip, impossible_value, valid_mask
+from cryosentinel.data.pixels import S1_LIMIT_DB, Chip, valid_mask
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
 from cryosentinel.geo import chip_grid
-from cryosentinel.sensors import BAND_COUNT, DEM_NODATA, MODALITIES, S2_NODATA
+from cryosentinel.sensors import BAND_COUNT, DEM_NODATA, DEM_RANGE, MODALITIES, S2_NODATA
 
 if TYPE_CHECKING:
     from affine import Affine
@@ -129,34 +129,39 @@ def read_geotiff(path: str | os.PathLike[str], window: Window | None = None) -> 
             ) from None
         transform = source.transform if window is None else source.window_transform(window)
         s2, s1, dem = split_bands(bands, source.nodata)
-        check_units(str(path), bands, s1, source.nodata)
+        optical = bands[:S2_COUNT]
+        check_units(path, optical if source.nodata is None else optical[optical != source.nodata], s1)
         return Raster(s2, s1, dem, source.crs, transform, dict(source.tags()))
 
 
-def check_units(path: str, bands: np.ndarray, s1: np.ndarray, nodata: float | None = None) -> None:
-    """Catch the two usual slips: reflectance as 0..1 instead of x 10,000, and backscatter linear instead of dB.
+def check_units(
+    path: str | os.PathLike[str], optical: np.ndarray, s1: np.ndarray, dem: np.ndarray | None = None, way_out: str = ""
+) -> None:
+    """Refuse values that are not in a chip's units: reflectance as 0..1, linear backscatter, bands in another order.
 
     Args:
         path: of the file, for the message.
-        bands: (15, H, W), as they were read.
-        s1: (2, H, W), not a number where there is no data.
-        nodata: the file's own value for no data.
+        optical: reflectances as they were read, those of pixels without data left out or not finite.
+        s1: backscatter, not a number where there is no data.
+        dem: elevations where there are data, for a scene; a chip's may be anything.
+        way_out: how the user has linear power converted.
 
     Raises:
         InputError: a modality is not in a chip's units.
     """
-    optical = bands[:S2_COUNT]
-    if nodata is not None:
-        optical = optical[optical != nodata]
-    highest = float(np.nanmax(optical)) if optical.size and np.isfinite(optical).any() else 0.0
-    if 0.0 < highest <= 2.0:
-        raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:g}; they must be reflectance x 10,000.")
-    finite = s1[np.isfinite(s1)]
-    if finite.size and finite.min() >= 0.0 and finite.max() > 0.0:
-        raise InputError(f"The Sentinel-1 bands of {path} are nowhere below 0; they must be in dB, not linear power.")
-    problem = impossible_value({"s1": s1})
-    if problem:
-        raise InputError(f"{path} {problem}.")
+    highest = float(optical[np.isfinite(optical)].max(initial=0))
+    if 0 < highest <= 2:
+        raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:.3g}; they must be reflectance x 10,000.")
+    radar, heights = s1[np.isfinite(s1)], np.zeros(1) if dem is None else dem
+    if radar.size and radar.min() >= 0 and radar.max() > 0:
+        raise InputError(
+            f"The Sentinel-1 bands of {path} are nowhere below 0; they must be in dB, not linear power{way_out}."
+        )
+    if np.abs(radar).max(initial=0) > S1_LIMIT_DB or heights.min() < DEM_RANGE[0] or heights.max() > DEM_RANGE[1]:
+        raise InputError(
+            f"The bands of {path} are not in the order Sentinel-2 (12), VV, VH, elevation, or not in dB and metres: "
+            f"radar reaches {radar.min():.4g} to {radar.max():.4g}, elevation {heights.min()} to {heights.max()}."
+        )
 
 
 def write_geotiff(

@@ -108,7 +108,7 @@ def stack_rasters(
     if s1_linear:
         radar = to_db(radar)
     bands = np.concatenate([optical, radar, elevation])
-    check_units(f"{s2}, {s1}", bands, bands[len(optical) : -1])
+    check_units(f"{s2}, {s1}", optical, radar)
     profile = {
         "driver": "GTiff", "dtype": "float32", "count": BAND_COUNT, "height": height, "width": width,
         "crs": crs, "transform": transform, "compress": "deflate", "tiled": True, "blockxsize": 256, "blockysize": 256,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
+from cryosentinel.data.geotiff import check_units
 from cryosentinel.data.offset import check_offset
 from cryosentinel.data.stack import check_modality, subtract_offset, to_db
 from cryosentinel.errors import ConfigError, InputError
@@ -266,7 +267,7 @@ def open_scene(scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLik
     """
     with contextlib.ExitStack() as stack:
         opened = OpenScene(Scene.of(scene), stack)
-        check_units(opened)
+        check_values(opened)
         if opened.resampled:
             warnings.warn(
                 f"{opened.scene.paths[0]} {opened.resampled}; it is resampled to {opened.crs} at 10 m.", stacklevel=3
@@ -341,37 +342,23 @@ def _warped(source: rasterio.DatasetReader, grid: dict[str, Any]) -> rasterio.vr
     return WarpedVRT(source, **grid, resampling=Resampling.nearest, init_dest_nodata=True)
 
 
-def check_units(scene: OpenScene) -> None:
+def check_values(scene: OpenScene) -> None:
     """Look at rows spread over the scene, and refuse values that are not in a chip's units.
 
     Raises:
-        InputError: reflectance as 0..1, linear radar power, or bands in another order.
+        InputError: see :func:`cryosentinel.data.geotiff.check_units` and :func:`cryosentinel.data.offset.check_offset`.
     """
     height = scene.shape[0]
     rows = min(8, height)
     tops = sorted({round(t) for t in np.linspace(0, height - rows, 9)})
     raw = np.concatenate([scene.read_raw(top, rows) for top in tops], axis=1)
     path = scene.scene.paths[0]
-    optical = raw[:OPTICAL][np.isfinite(raw[:OPTICAL])]
-    highest = float(optical.max(initial=0))
-    if 0 < highest <= 2:
-        raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:.3g}; they must be reflectance x 10,000.")
+    check_units(path, raw[:OPTICAL], np.zeros(0))  # before the offset, which looks for dark pixels
     check_offset(raw[:OPTICAL], path, scene.scene.s2_offset)
     s2, s1, dem = split_bands(scene.convert(raw))
     valid = valid_mask(s2, s1, dem)
-    if not valid.any():
-        return
-    radar, elevation = s1[:, valid], dem[0, valid]
-    if radar.min() >= 0:
-        raise InputError(
-            f"The Sentinel-1 bands of {path} are nowhere below 0; they must be in dB, not linear power "
-            "(--s1_linear true converts it)."
-        )
-    if radar.min() < -100 or radar.max() > 100 or elevation.max() > 9_000 or elevation.min() < -500:
-        raise InputError(
-            f"The bands of {path} are not in the order Sentinel-2 (12), VV, VH, elevation, or not in dB and metres: "
-            f"radar reaches {radar.min():.4g} to {radar.max():.4g}, elevation {elevation.min()} to {elevation.max()}."
-        )
+    if valid.any():
+        check_units(path, raw[:OPTICAL], s1[:, valid], dem[0, valid], " (--s1_linear true converts it)")
 
 
 # --- prediction --------------------------------------------------------------------------------------------------
