@@ -64,6 +64,7 @@ def test_one_chip_of_every_place() -> None:
     module = SimpleNamespace(store=SimpleNamespace(index=index), rows={"test": np.array([1, 2, 3, 4])}, block_size=0.15)
     study = SimpleNamespace(datamodule=module, truth=None, root=Path())
     assert limitations.one_a_place(study).rows == {"test": [1, 2]}
+    assert limitations.one_a_place(study, 1).rows == {"test": [1]}
     for regions in (["c"], ["a", "b"], []):
         with pytest.raises(ConfigError, match="a, b"):
             limitations.held_out(study, regions)

@@ -37,14 +37,21 @@ MISSING: dict[str, tuple[str, ...]] = {
 WHOLE = "as trained"
 
 
-def one_a_place(study: Study) -> Chips:
-    """The first chip of each block of the test split: places lie in blocks of their own."""
+def one_a_place(study: Study, places: int = 0) -> Chips:
+    """The first chip of each block of the test split: places lie in blocks of their own.
+
+    Args:
+        study: its chips.
+        places: at most so many, evenly spread over all; 0 for all.
+    """
     from cryosentinel.data.split import block_ids
 
     whole = Chips.of(study, ("test",))
     at = whole.store.index.iloc[list(whole.rows["test"])]
     blocks = block_ids(at["lat"].to_numpy(), at["lon"].to_numpy(), whole.block_size)
     first = np.sort(np.unique(blocks, return_index=True)[1])
+    if 0 < places < len(first):
+        first = first[np.arange(places) * len(first) // places]
     return replace(whole, rows={"test": [whole.rows["test"][i] for i in first]})
 
 
@@ -126,12 +133,12 @@ def reservoirs(study: Study) -> Chips:
     from cryosentinel.data.store import ChipStore
     from cryosentinel.simulate import PRESETS, TruthStore, simulate
 
-    config, root = replace(PRESETS["reservoirs"], windows=1), paths.datasets() / "reservoirs"
-    if study.preset == "tiny":
-        config, root = replace(config, places={"train": 0, "val": 0, "test": 2}), paths.datasets() / "reservoirs_tiny"
+    places = {"tiny": 2, "quick": 24}.get(study.preset, PRESETS["reservoirs"].places["test"])
+    config = replace(PRESETS["reservoirs"], windows=1, places={"train": 0, "val": 0, "test": places})
+    root = paths.datasets() / f"reservoirs_{study.preset}"
     if not root.is_dir():
         print("The chips around reservoirs are missing; making them.", flush=True)
-    simulate(root, config, workers=os.cpu_count() or 1)  # takes what is there
+    simulate(root, config, workers=1 if places < 10 else os.cpu_count() or 1)  # takes what is there
     store = ChipStore(root)
     return Chips(root, store, TruthStore(root), {"test": list(range(len(store)))}, config.block_size)
 
