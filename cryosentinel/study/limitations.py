@@ -21,6 +21,7 @@ from cryosentinel.evaluation.evaluate import Evaluation
 from cryosentinel.evaluation.metrics import chip_keys
 from cryosentinel.evaluation.objects import lake_table, scores
 from cryosentinel.evaluation.uncertainty import closeness, disagreement, error_table
+from cryosentinel.files import read_json
 from cryosentinel.study.stages import Chips
 
 if TYPE_CHECKING:
@@ -132,13 +133,14 @@ def reservoirs(study: Study) -> Chips:
     """The enriched stratum: places around reservoirs and ponds of a world of its own; made where missing."""
     from cryosentinel.data.store import ChipStore
     from cryosentinel.simulate import PRESETS, TruthStore, simulate
+    from cryosentinel.simulate.build import RECORD_FILE
 
     places = {"tiny": 2, "quick": 24}.get(study.preset, PRESETS["reservoirs"].places["test"])
     config = replace(PRESETS["reservoirs"], windows=1, places={"train": 0, "val": 0, "test": places})
     root = paths.datasets() / f"reservoirs_{study.preset}"
-    if not root.is_dir():
-        print("The chips around reservoirs are missing; making them.", flush=True)
-    simulate(root, config, workers=1 if places < 10 else os.cpu_count() or 1)  # takes what is there
+    if not ((root / RECORD_FILE).is_file() and read_json(root / RECORD_FILE)["complete"]):
+        with study.metrics.timed("simulate_reservoirs", "The chips around reservoirs are missing; making them."):
+            simulate(root, config, workers=1 if places < 10 else os.cpu_count() or 1)
     store = ChipStore(root)
     return Chips(root, store, TruthStore(root), {"test": list(range(len(store)))}, config.block_size)
 
