@@ -45,9 +45,9 @@ def test_other_entries_of_the_batch_pass_untouched():
 
 
 def test_adaptive_flips_are_for_undecided_images_alone():
-    # Logits of +-6 are decided; in the second image a hundredth of the pixels is not.
+    # Logits of +-6 are decided; in the second image a sixteenth of the pixels is not.
     sure = torch.full((3, 100, 100), 6.0)
-    sure[1, :10, :10] = 0.1
+    sure[1, :25, :25] = 0.1
     sure[2] *= -1
     assert undecided(sure).tolist() == [False, True, False]
     passes = []
