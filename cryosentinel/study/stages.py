@@ -213,7 +213,8 @@ class _WhenNeeded:
 
     def __init__(self, open_predictor: Callable[[], ModelPredictor], settings: Mapping[str, Any]) -> None:
         self._open, self.settings = open_predictor, dict(settings)
-        self.beside = ("first", "spread") if settings["flips"] > 1 or "turns" in settings else ()
+        averages = (settings["flips"] > 1 or "turns" in settings) and "adaptive" not in settings
+        self.beside = ("first", "spread") if averages else ()
 
     @cached_property
     def _predictor(self) -> ModelPredictor:
