@@ -52,8 +52,10 @@ LEARNED_ON, REPORTED_ON = 42, (3001, 3002, 3003)
 PLANTED = Shares(missing=0.15, missing_small=0.3, undersized=0.15, oversized=0.15, false=0.25)
 MOVED_SHARE = 0.08  # of lakes whose label has no other error
 MODEL, FOLDS = "mlp", 3
-EVERY = 3  # of the places one is audited; all of them train the network and stand as other years
-PIXELS, EPOCHS = 50, 15  # a class and chip, and of the pixel network: cheap on purpose
+LEARNING_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)  # of the probability: judges are to meet worse predictions too
+EVERY_PLACE = {LEARNED_ON: 3} | dict.fromkeys(REPORTED_ON, 6)  # one place in so many is audited
+TRAIN_EVERY = 3  # one chip in so many trains the network: cheap on purpose
+PIXELS, EPOCHS = 50, 15  # a class and chip, and of the network
 WANTED_PRECISION = 0.9
 
 
@@ -78,7 +80,7 @@ class PlantedStore:
     def __init__(self, store: ChipStore, seed: int, rows: Sequence[int], folder: Path) -> None:
         self.index, self._store, self._seed = store.index, store, seed
         self._kept: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        path = folder / "planted.npz"
+        path = folder / f"planted_{len(rows)}.npz"
         ids = [store.index["chip_id"].iloc[row] for row in rows]
         if path.is_file():
             with np.load(path) as kept:
@@ -86,10 +88,9 @@ class PlantedStore:
                               for k, i in enumerate(kept["ids"].tolist())}  # fmt: skip
         if not set(ids) <= set(self._kept):
             found = [self.planted(store[row]) for row in tqdm(rows, desc="plant", unit="chip")]
-            names = ("label", "weight", "moved")
-            arrays = {name: np.stack(each) for name, each in zip(names, zip(*found, strict=True), strict=True)}
+            label, weight, moved = (np.stack(each) for each in zip(*found, strict=True))
             with replacing(path) as part:
-                np.savez_compressed(part, ids=np.array(ids), **arrays)
+                np.savez_compressed(part, ids=np.array(ids), label=label, weight=weight, moved=moved)
 
     def __getitem__(self, row: int) -> Chip:
         """The chip at a position of the index, its label planted."""
@@ -123,24 +124,24 @@ class PlantedStore:
         return self._kept[chip.chip_id]
 
 
-def audited(store: ChipStore) -> tuple[int, ...]:
-    """The chips that are audited, in every year of every :data:`EVERY`-th place; the others only train."""
+def audited(store: ChipStore, every: int) -> tuple[int, ...]:
+    """The chips that are audited, in every year of every so many-th place; the others only train."""
     place = store.index.groupby([store.index["lat"].round(5), store.index["lon"].round(5)]).ngroup()
-    return tuple(np.flatnonzero(place.to_numpy() % EVERY == 0).tolist())
+    return tuple(np.flatnonzero(place.to_numpy() % every == 0).tolist())
 
 
 def predictions(store: ChipStore, rows: tuple[int, ...], folder: Path) -> ProbabilityMaps:
     """Out-of-sample probabilities of the audited chips, made once."""
     from sklearn.model_selection import GroupKFold
 
-    path = folder / f"bins_{EVERY}.npy"
+    path = folder / f"bins_{len(rows)}.npy"
     if not path.is_file():
         blocks = block_ids(store.index["lat"].to_numpy(), store.index["lon"].to_numpy(), 0.15)
         place = {row: i for i, row in enumerate(rows)}
         bins = np.full((len(rows), CHIP_SIZE, CHIP_SIZE), INVALID, np.uint8)
         with tqdm(total=len(rows), desc="predict", unit="chip") as bar:
             for train, held_out in GroupKFold(FOLDS).split(blocks, groups=blocks):
-                predict = PixelClassifier(store, train.tolist(), MODEL, PIXELS, rounds=EPOCHS)
+                predict = PixelClassifier(store, train[::TRAIN_EVERY].tolist(), MODEL, PIXELS, rounds=EPOCHS)
                 for chips, batch in chip_batches(store, [row for row in held_out.tolist() if row in place], 8):
                     found = probability_bins(np.asarray(predict(batch), np.float32))
                     found[~batch["valid"].numpy()] = INVALID
@@ -167,7 +168,7 @@ def cohort(seed: int, rule: AuditRule) -> Outcome:
     root = paths.datasets() / f"audit_{seed}"
     simulate(root, cohort_config(seed), workers=1)
     natural, truths = ChipStore(root), TruthStore(root)
-    maps = predictions(natural, audited(natural), root)
+    maps = predictions(natural, audited(natural, EVERY_PLACE[seed]), root)
     store = PlantedStore(natural, seed, maps.rows, root)
     references = {LABEL: None, "truth": lambda chip: truths[chip.chip_id].lake}
     tables = score_maps(maps, store, references)
@@ -206,15 +207,15 @@ def _standardised(pieces: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.nan_to_num((values - mean) / scale), mean, scale
 
 
-def learn(findings: Findings) -> tuple[dict[str, Any], np.ndarray]:
+def learn(pieces: pd.DataFrame) -> tuple[dict[str, Any], np.ndarray]:
     """A judge for each direction, and every piece's probability by judges that did not see its block."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    judges, held_out = {}, np.full(len(findings.pieces), 0.5)
+    judges, held_out = {}, np.full(len(pieces), 0.5)
     for direction in (MORE, LESS):
-        at = np.flatnonzero((findings.pieces["direction"] == direction).to_numpy())
-        of = findings.pieces.iloc[at]
+        at = np.flatnonzero((pieces["direction"] == direction).to_numpy())
+        of = pieces.iloc[at]
         x, mean, scale = _standardised(of)
         y, weight = of["right"].to_numpy(dtype=int), np.maximum(of["weight"].to_numpy(dtype=float), 0.02)
 
@@ -232,9 +233,9 @@ def learn(findings: Findings) -> tuple[dict[str, Any], np.ndarray]:
     return judges, held_out
 
 
-def thresholds(findings: Findings, probability: np.ndarray) -> dict[str, float]:
+def thresholds(pieces: pd.DataFrame, probability: np.ndarray) -> dict[str, float]:
     """From which probability on accusations are right nine times in ten, and up to which acquittals are."""
-    right, weight = (findings.pieces[c].to_numpy(dtype=float) for c in ("right", "weight"))
+    right, weight = (pieces[c].to_numpy(dtype=float) for c in ("right", "weight"))
 
     def share(chosen: np.ndarray) -> float:
         return float((right * weight)[chosen].sum() / weight[chosen].sum()) if weight[chosen].sum() else np.nan
@@ -324,11 +325,18 @@ def main(words: list[str]) -> int:
     """Learn (unless ``--report``), report, write."""
     config = paths.CONFIGS / "audit.yaml"
     if "--report" not in words:
-        outcome = cohort(LEARNED_ON, dataclasses.replace(AuditRule.read(), judges={}))
-        judges, probability = learn(outcome.findings)
+        blank = dataclasses.replace(AuditRule.read(), judges={})
+        found = {t: cohort(LEARNED_ON, dataclasses.replace(blank, threshold=t)) for t in LEARNING_THRESHOLDS}
+        pieces = pd.concat([of.findings.pieces.assign(cut=t) for t, of in found.items()], ignore_index=True)
+        judges, probability = learn(pieces)
+        usual = (pieces["cut"] == blank.threshold).to_numpy()
         kept = yaml.safe_load(config.read_text(encoding="utf-8"))
-        values = {**kept, **thresholds(outcome.findings, probability), "judges": judges}
-        head = "".join(line for line in config.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+        values = {**kept, **thresholds(pieces[usual], probability[usual]), "judges": judges}
+        head = (
+            "# The rule of the label audit; see cryosentinel/evaluation/audit_pieces.py for what each field means.\n"
+            "# Terms of a judge: evidence -> [mean, deviation, weight in log odds a deviation], learned by\n"
+            f"# scripts/audit_record.py on simulated seed {LEARNED_ON}, which nothing is reported on.\n"
+        )
         write_text(config, head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110))
     rule = AuditRule.read()
     print(rule)
@@ -339,7 +347,8 @@ def main(words: list[str]) -> int:
         "command": "python scripts/audit_record.py", "commit": commit.strip(),
         "date": datetime.now(UTC).date().isoformat(), "data": "simulated", "probabilities": f"{MODEL}, cross-fitted",
         "learned_on": LEARNED_ON, "reported_on": list(REPORTED_ON),
-        "every": EVERY, "planted": {**dataclasses.asdict(PLANTED), "moved": MOVED_SHARE},
+        "audited_places": {str(seed): f"one in {every}" for seed, every in EVERY_PLACE.items()},
+        "planted": {**dataclasses.asdict(PLANTED), "moved": MOVED_SHARE},
         "tuning": report(learned.findings, learned.result.verdicts, learned.oracle),
         "seeds": {str(seed): {**report(o.findings, o.result.verdicts, o.oracle), "scores": scores(o)}
                   for seed, o in outcomes.items()},

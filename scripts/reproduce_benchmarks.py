@@ -37,7 +37,7 @@ def published_rows(tables: Mapping[str, Any]) -> dict[str, float]:
     """
     from cryosentinel.evaluation.metrics import score
 
-    rows = {}
+    rows: dict[str, float] = {}
     for split, table in tables.items():
         rows |= {f"{split}_iou@{t}_tta": score(table, "iou", float(t)) for t in THRESHOLDS}
         rows[f"{split}_mean_chip_iou@0.50"] = score(table, "mean_chip_iou", 0.5)

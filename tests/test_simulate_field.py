@@ -12,10 +12,11 @@ from cryosentinel.indices import ndwi
 from cryosentinel.sensors import SNAPSHOT_YEARS
 from cryosentinel.simulate import Material, render_scene
 from cryosentinel.simulate.acquisition import GRANULE_PX, acquisition, granules
+from cryosentinel.simulate.cover import IMAGE_DATE
 from cryosentinel.simulate.field import render_year
 from cryosentinel.simulate.ground import Window, make_ground, resample
 from cryosentinel.simulate.kernels import flood_order
-from cryosentinel.simulate.labels import make_labels
+from cryosentinel.simulate.labels import NATURAL, SMALL_HA, make_labels, planted
 from cryosentinel.simulate.materials import water_reflectance
 from cryosentinel.simulate.noise import Draw, gradient_noise, normal, uniform
 from cryosentinel.simulate.radar import lee
@@ -286,6 +287,23 @@ def test_labels_follow_the_inventory_not_the_image(lakes):
     np.testing.assert_array_equal(labels[2021], labels[2022])
     np.testing.assert_array_equal(labels[2022], labels[2023])
     assert (labels[2017] != labels[2022]).any()
+
+
+def test_planted_errors_are_weighted_back_to_their_natural_shares(lakes):
+    lake = max((one for one in lakes if one.kind == "proglacial"), key=lambda one: one.area_ha)
+    window = Window(lake.row - 90, lake.col - 90, 180, 180)
+    natural = list(planted(SEED, EPSG, window, 2022, NATURAL))
+    label = np.any([own for _, own, _, _ in natural], axis=0)
+    np.testing.assert_array_equal(label, make_labels(SEED, EPSG, window, 2022)[0] > 0)
+    assert {weight for *_, weight in natural} == {1.0}
+    every = replace(NATURAL, missing=0.5, undersized=0.25, oversized=0.2, false=0.5)
+    for body, own, error, weight in planted(SEED, EPSG, window, 2022, every):
+        assert own.any() != (error == "missing") or not own.any()
+        small = body.area(2022 + IMAGE_DATE) < SMALL_HA
+        if body.kind == "flat":
+            assert weight == pytest.approx(0.04 / 0.5 if error else 0.96 / 0.5)
+        elif not small:
+            assert weight == pytest.approx({"missing": 0.06, "undersized": 0.06, "oversized": 0.075, "": 18.8}[error])
 
 
 def test_optics_and_radar_see_water():

@@ -263,8 +263,8 @@ def audit(
             if any(flips):
                 builders[name].add(row, bins, corrected_label(label, pieces, flips), valid)
         by_size = sorted(zip([int(p.mask.sum()) for p in pieces], verdicts, strict=True), reverse=True)
-        verdict = next((v for _, v in by_size if v in LABEL_VERDICTS), None)
-        verdict = verdict or next((v for v in (UNDECIDABLE, MODEL) if v in verdicts), AGREE)
+        accused = [v for _, v in by_size if v in LABEL_VERDICTS]
+        verdict = [*accused, *(v for v in (UNDECIDABLE, MODEL) if v in verdicts), AGREE][0]
         ((index_iou, water),) = agreement(chip.s2, chip.mask, (0.3,))
         label_share = float((chip.mask > 0).mean())
         chips.append(
