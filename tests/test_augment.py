@@ -56,6 +56,35 @@ def test_everything_follows_from_seed_epoch_and_rows_and_the_input_stays():
         assert not torch.equal(first["S2L2A"], other["S2L2A"])
 
 
+def test_crops_are_windows_of_their_chips_and_mostly_show_a_lake():
+    batch = make_batch(16)
+    batch["label"][:8] = 0
+    batch["label"][8:] = 0
+    batch["label"][8:, 3, 29] = 1  # one pixel, in a corner
+    batch["DEM"] = torch.arange(1024.0).reshape(1, 1, 32, 32).repeat(16, 1, 1, 1)
+    batch["S2L2A"] = torch.arange(16.0)[:, None, None, None].repeat(1, 12, 32, 32)
+    out = BatchAugment(replace(NONE, crop=8, crops_per_chip=20, crop_lake_p=0.9))(batch)
+    assert out["label"].shape == (320, 8, 8) and out["reshaped"].all()
+    assert torch.equal(out["row"], batch["row"].repeat_interleave(20))
+    corners = set()
+    for k in range(320):
+        chip = k // 20
+        y, x = divmod(int(out["DEM"][k, 0, 0, 0]), 32)
+        corners.add((y, x))
+        for name in (*SHAPES, "label", "valid"):
+            assert torch.equal(out[name][k], batch[name][chip, ..., y : y + 8, x : x + 8])
+    assert len(corners) > 100
+    shown = (out["label"] > 0).flatten(1).any(1)
+    assert not shown[:160].any() and 0.85 < shown[160:].float().mean() < 1
+
+
+def test_a_crop_larger_than_the_chip_is_refused():
+    with pytest.raises(ConfigError, match="crop is 64, but the chips are 32 x 32"):
+        BatchAugment(replace(NONE, crop=64))(make_batch())
+    with pytest.raises(ConfigError, match="crops_per_chip 2"):
+        AugmentConfig(crops_per_chip=2)
+
+
 def test_flips_move_all_alike_and_say_which():
     batch = make_batch(64)
     out = BatchAugment(replace(NONE, flip_p=0.5))(batch)

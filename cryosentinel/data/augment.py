@@ -28,6 +28,9 @@ class AugmentConfig:
     times the published standard deviation (0.07 is 0.4 dB, 0.02 is 18 m).
 
     Attributes:
+        crop: side of random crops, pixels; 0 keeps the chips whole.
+        crops_per_chip: crops of each chip of a batch.
+        crop_lake_p: of a crop that holds a given pixel of the label's, drawn at random, where the chip has any.
         flip_p: of a horizontal flip, and again of a vertical one.
         rotate_p: of a turn by 90 degrees (square chips only).
         jitter_p: of spectral jitter; pretraining 0.5.
@@ -41,6 +44,9 @@ class AugmentConfig:
         mosaic_jitter: how far the parts' common corner lies from the centre at most, as a share of the side.
     """
 
+    crop: int = 0
+    crops_per_chip: int = 1
+    crop_lake_p: float = 0.75
     flip_p: float = 0.5
     rotate_p: float = 0.0
     jitter_p: float = 0.4
@@ -62,6 +68,11 @@ class AugmentConfig:
         for name in ("jitter_s2", "jitter_s1", "jitter_dem"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.crop < 0 or self.crops_per_chip < 1 or (self.crops_per_chip > 1 and not self.crop):
+            raise ConfigError(
+                f"crop is {self.crop} and crops_per_chip {self.crops_per_chip}; a crop has a side above 0, and a chip at "
+                "least one crop."
+            )
         if not 0 < self.scale_min <= self.scale_max:
             raise ConfigError(f"The zoom's range {self.scale_min}..{self.scale_max} must be above 0 and in order.")
         if not 0 <= self.mosaic_jitter < 0.5 or self.copy_paste_min_pixels < 1:
@@ -88,9 +99,12 @@ class BatchAugment:
             beforehand, such as a distance map, can be carried along or computed again.
         """
         rng = self._generator(batch, epoch)
-        batch = {name: value.clone() if name in PIXELS else value for name, value in batch.items()}
+        if self.config.crop:
+            batch = self._crop(batch, rng)
+        else:
+            batch = {name: value.clone() if name in PIXELS else value for name, value in batch.items()}
         device = batch["label"].device
-        reshaped = torch.zeros(len(batch["label"]), dtype=torch.bool, device=device)
+        reshaped = torch.full((len(batch["label"]),), bool(self.config.crop), device=device)
         batch["flips"] = self._flip(batch, rng)
         for step in (self._rotate, self._mosaic, self._copy_paste, self._scale):
             reshaped |= step(batch, rng).to(device)
@@ -105,6 +119,37 @@ class BatchAugment:
 
     def _chosen(self, batch: Batch, p: float, rng: torch.Generator) -> torch.Tensor:
         return torch.rand(len(batch["label"]), generator=rng) < p
+
+    def _crop(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """Crops of the chips, those of a chip one after the other.
+
+        Raises:
+            ConfigError: the chips are smaller.
+        """
+        c, side, label = self.config, self.config.crop, batch["label"]
+        room = [n - side for n in label.shape[-2:]]
+        if min(room) < 0:
+            raise ConfigError(
+                f"augment.crop is {side}, but the chips are {label.shape[-2]} x {label.shape[-1]} pixels."
+            )
+        cuts = []
+        for k in range(len(label)):
+            lake = torch.nonzero(label[k] > 0.5)
+            for _ in range(c.crops_per_chip):
+                corner = [int(torch.randint(n + 1, (), generator=rng)) for n in room]
+                around, which = torch.rand(2, generator=rng).tolist()
+                if len(lake) and around < c.crop_lake_p:
+                    # A uniform draw among the crops that hold the pixel, as far as the chip's edge lets them.
+                    pixel = lake[int(which * len(lake))].tolist()
+                    shift = torch.randint(side, (2,), generator=rng).tolist()
+                    corner = [min(max(p - s, 0), n) for p, s, n in zip(pixel, shift, room, strict=True)]
+                cuts.append((k, *corner))
+        return {
+            name: torch.stack([value[k, ..., y : y + side, x : x + side] for k, y, x in cuts])
+            if name in PIXELS
+            else value[[k for k, _, _ in cuts]]
+            for name, value in batch.items()
+        }
 
     def _flip(self, batch: Batch, rng: torch.Generator) -> torch.Tensor:
         flips = torch.zeros(len(batch["label"]), dtype=torch.int64)

@@ -1,7 +1,8 @@
 """The segmenter: a batch of chips in physical units to one water logit a pixel.
 
 TerraMind (Jakubik et al. 2025, arXiv:2504.11171) through TerraTorch with the card's necks, decoder and head, an index
-refiner behind it; and the literature's baseline, a U-Net.
+refiner behind it; the literature's baseline, a U-Net; and either of them, or a small U-Net, as the context of a stem
+that sees every band of every pixel (:mod:`cryosentinel.models.stem`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from cryosentinel.errors import ConfigError, HubError, InputError
 from cryosentinel.indices import mndwi, ndwi
 from cryosentinel.models.archive import listed, load_checkpoint
 from cryosentinel.models.statedict import is_backbone, load_backbone, load_state, segmenter_state
+from cryosentinel.models.stem import AllBandStem, ContextUNet, feature_count, pixel_features
 from cryosentinel.sensors import MODALITIES, Statistics
 
-ARCHITECTURES = ("terramind", "smp_unet")
+ARCHITECTURES = ("terramind", "smp_unet", "unet", "pixel")
 #: TerraMind backbone -> number of transformer blocks.
 BACKBONES = {"terramind_v1_tiny": 12, "terramind_v1_small": 12, "terramind_v1_base": 12, "terramind_v1_large": 24}
 #: The blocks that feed the decoder, by depth: every third or sixth.
@@ -96,8 +98,9 @@ class SegmenterConfig:
     """What to build: plain values, so that YAML files and checkpoints can hold it.
 
     Attributes:
-        architecture: "terramind" (TerraMind encoder, TerraTorch necks, decoder and head) or "smp_unet" (U-Net from
-            segmentation_models_pytorch, the literature's baseline).
+        architecture: "terramind" (TerraMind encoder, TerraTorch necks, decoder and head), "smp_unet" (U-Net from
+            segmentation_models_pytorch, the literature's baseline), "unet" (a small U-Net on what the stem sees, at a
+            quarter of the resolution) or "pixel" (the stem alone).
         backbone: TerraMind size, one of :data:`BACKBONES`.
         modalities: the inputs, any non-empty part of S2L2A, S1GRD, DEM.
         merge_method: how the modalities' tokens become one map: "mean", "max" or "concat".
@@ -113,6 +116,9 @@ class SegmenterConfig:
         refiner: add the :class:`IndexRefiner` (needs S2L2A).
         refiner_channels: its width.
         encoder_name: encoder of smp_unet, one of :data:`ENCODERS`.
+        stem_channels: hidden layers of the all-band stem, as [64, 32] (needs S2L2A); empty for none.
+        context_channels: features of the network that are fused with the stem's.
+        unet_channels: levels of "unet", multiples of 8, each at half the resolution of the one before.
     """
 
     architecture: str = "terramind"
@@ -130,9 +136,12 @@ class SegmenterConfig:
     refiner: bool = False
     refiner_channels: int = 16
     encoder_name: str = "efficientnet-b3"
+    stem_channels: tuple[int, ...] = ()
+    context_channels: int = 32
+    unet_channels: tuple[int, ...] = (48, 64, 96, 128)
 
     def __post_init__(self) -> None:
-        for name in ("modalities", "decoder_channels", "head_channels"):
+        for name in ("modalities", "decoder_channels", "head_channels", "stem_channels", "unet_channels"):
             if isinstance(value := getattr(self, name), list):  # YAML and JSON know lists only
                 object.__setattr__(self, name, tuple(value))
         for field in fields(self):
@@ -150,17 +159,33 @@ class SegmenterConfig:
             )
         for modality in self.modalities:
             _one_of("modalities", modality, MODALITIES)
-        if self.refiner and "S2L2A" not in self.modalities:
-            raise ConfigError(
-                "The refiner works on water indices and so needs S2L2A among the modalities; add it or "
-                "set refiner to false."
-            )
+        for name, wanted in (("refiner", self.refiner), ("stem_channels", bool(self.stem_channels))):
+            if wanted and "S2L2A" not in self.modalities:
+                raise ConfigError(
+                    f"What {name} asks for works on water indices and so needs S2L2A among the modalities; add it, or "
+                    f"leave {name} out."
+                )
         if self.architecture == "terramind":
             self._check_channels()
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}; it is a rate from 0 to below 1.")
-        if not 1 <= self.refiner_channels <= _WIDEST:
-            raise ConfigError(f"refiner_channels is {self.refiner_channels}; it is a number from 1 to {_WIDEST}.")
+        for name in ("refiner_channels", "context_channels"):
+            if not 1 <= getattr(self, name) <= _WIDEST:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is a number from 1 to {_WIDEST}.")
+        self._check_stem()
+
+    def _check_stem(self) -> None:
+        if self.refiner and self.stem_channels:
+            raise ConfigError(
+                "The stem sees all that the refiner does; set refiner to false or leave stem_channels out."
+            )
+        if self.architecture in ("unet", "pixel") and not self.stem_channels:
+            raise ConfigError(f"The architecture {self.architecture} stands on the stem; give stem_channels.")
+        if len(self.stem_channels) > 4 or not all(0 < c <= 512 for c in self.stem_channels):
+            raise ConfigError(f"stem_channels is {_shown(self.stem_channels)}; give up to four numbers from 1 to 512.")
+        levels = self.unet_channels
+        if not 1 <= len(levels) <= 4 or any(c % 8 or not 8 <= c <= 1024 for c in levels):
+            raise ConfigError(f"unet_channels is {_shown(levels)}; give one to four multiples of 8 up to 1024.")
 
     def _check_channels(self) -> None:
         channels = self.decoder_channels
@@ -222,7 +247,9 @@ class SegmenterConfig:
     @property
     def size_multiple(self) -> int:
         """Image sides are multiples of this: TerraMind's patch, or U-Net's deepest stride."""
-        return 16 if self.architecture == "terramind" else 32
+        return {"terramind": 16, "smp_unet": 32, "pixel": 4}.get(
+            self.architecture, 4 * 2 ** (len(self.unet_channels) - 1)
+        )
 
 
 def _shown(value: object) -> str:
@@ -294,8 +321,8 @@ class IndexRefiner(nn.Module):
 class Segmenter(nn.Module):
     """A network with its statistics: takes chips in physical units, normalises, and gives water logits.
 
-    Its state dict has the names ``net.*`` and ``refiner.*``. The statistics are buffers outside the state dict: they
-    are saved beside it, as plain values.
+    Its state dict has the names ``net.*``, ``refiner.*`` and ``stem.*``. The statistics are buffers outside the state
+    dict: they are saved beside it, as plain values.
     """
 
     def __init__(self, config: SegmenterConfig, statistics: Statistics, net: nn.Module) -> None:
@@ -303,6 +330,10 @@ class Segmenter(nn.Module):
         self.config = config
         self.net = net
         self.refiner = IndexRefiner(config.refiner_channels) if config.refiner else None
+        self.stem: AllBandStem | None = None
+        if config.stem_channels:
+            context = 0 if config.architecture == "pixel" else config.context_channels
+            self.stem = AllBandStem(feature_count(config.modalities), config.stem_channels, context)
         self.set_statistics(statistics)
 
     def set_statistics(self, statistics: Statistics) -> None:
@@ -346,13 +377,42 @@ class Segmenter(nn.Module):
         """
         used = self._used(modalities)
         self._check(batch, used)
-        inputs = {m: (batch[m].float() - getattr(self, f"mean_{m}")) / getattr(self, f"std_{m}") for m in used}
+        inputs = {m: self._normalised(m, batch[m]) for m in used}
+        if self.stem is not None:
+            return self._with_stem(self.stem, inputs, batch)
         output = self.net(inputs)
         logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.output
         # A refiner whose indices are withheld has nothing to refine with.
         if self.refiner is not None and "S2L2A" in used:
             return self.refiner(batch["S2L2A"], logits)
         return logits.float()
+
+    def _normalised(self, modality: str, values: torch.Tensor) -> torch.Tensor:
+        return (values.float() - getattr(self, f"mean_{modality}")) / getattr(self, f"std_{modality}")
+
+    def features(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the stem is given: (B, F, H, W) of a batch in physical units, for its warm-up on single pixels."""
+        return pixel_features({m: self._normalised(m, batch[m]) for m in self.config.modalities}, batch)
+
+    def _with_stem(
+        self, stem: AllBandStem, inputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits of the stem, fused with what the network makes of the context."""
+        like = next(iter(inputs.values()))
+        # What is withheld stands at the mean of the training data.
+        whole = {
+            m: batch[m] if m in inputs else getattr(self, f"mean_{m}").expand(len(like), -1, *like.shape[-2:])
+            for m in self.config.modalities
+        }
+        features = self.features(whole)
+        hidden = stem.hidden(features)
+        context: torch.Tensor | None = None
+        if self.config.architecture == "unet":
+            context = self.net(torch.cat([hidden, features], dim=1))
+        elif self.config.architecture != "pixel":
+            output = self.net(inputs)
+            context = output if isinstance(output, torch.Tensor) else output.output
+        return stem.fused(hidden, context).float()
 
     def _used(self, modalities: Sequence[str] | None) -> tuple[str, ...]:
         if modalities is None:
@@ -362,12 +422,13 @@ class Segmenter(nn.Module):
                 f"The model takes {', '.join(self.config.modalities)}; give one or more of these, not "
                 f"{', '.join(modalities) or 'none'}."
             )
-        if len(modalities) < len(self.config.modalities) and (
-            self.config.architecture != "terramind" or self.config.merge_method == "concat"
-        ):
+        fixed = self.config.architecture == "smp_unet" or (
+            self.config.architecture == "terramind" and self.config.merge_method == "concat"
+        )
+        if len(modalities) < len(self.config.modalities) and fixed:
             raise InputError(
-                "Only a TerraMind model that merges by mean or max can leave a modality out; give all of "
-                f"{', '.join(self.config.modalities)}."
+                "A U-Net on stacked bands, and TerraMind merged by concat, cannot leave a modality out; give all of "
+                f" {', '.join(self.config.modalities)}."
             )
         return tuple(m for m in self.config.modalities if m in modalities)
 
@@ -412,12 +473,12 @@ class SmpUNet(nn.Module):
             config.encoder_name,
             encoder_weights="imagenet" if config.pretrained and config.weights is None else None,
             in_channels=sum(len(MODALITIES[m]) for m in config.modalities),
-            classes=1,
+            classes=config.context_channels if config.stem_channels else 1,
         )
         self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """{modality: (B, bands, H, W)} to logits (B, H, W)."""
+        """{modality: (B, bands, H, W)} to logits (B, H, W), or to features (B, C, H, W) for a stem."""
         features = self.encoder(torch.cat(list(inputs.values()), dim=1))
         return self.segmentation_head(self.decoder(features)).squeeze(1)
 
@@ -426,7 +487,8 @@ def build_terramind(config: SegmenterConfig) -> nn.Module:
     """Build encoder, necks, decoder and head with random weights.
 
     Returns:
-        A TerraTorch model that maps {modality: (B, bands, H, W)} to an object whose ``output`` is (B, H, W).
+        A TerraTorch model that maps {modality: (B, bands, H, W)} to an object whose ``output`` is (B, H, W), or
+        (B, C, H, W) features for a stem.
 
     Raises:
         ConfigError: TerraTorch cannot be imported.
@@ -463,7 +525,7 @@ def build_terramind(config: SegmenterConfig) -> nn.Module:
                 decoder=config.decoder,
                 decoder_kwargs=decoder_kwargs,
                 head_kwargs={"channel_list": list(config.head_channels)} if config.head_channels else {},
-                num_classes=1,
+                num_classes=config.context_channels if config.stem_channels else 1,
             )
     _use_plain_attention(net)
     return net
@@ -546,7 +608,7 @@ def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = Non
         source = published_weights(config.backbone)
     if source is not None:
         initial = _initial(source)  # a file that cannot be used is named before anything is imported and built
-    net = build_terramind(config) if config.architecture == "terramind" else SmpUNet(config)
+    net = _build_net(config)
     segmenter = Segmenter(config, statistics, net)
     if initial is not None and source is not None:
         if is_backbone(initial):
@@ -554,6 +616,17 @@ def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = Non
         else:
             load_state(segmenter, initial, source)
     return segmenter
+
+
+def _build_net(config: SegmenterConfig) -> nn.Module:
+    if config.architecture == "terramind":
+        return build_terramind(config)
+    if config.architecture == "smp_unet":
+        return SmpUNet(config)
+    if config.architecture == "pixel":
+        return nn.Identity()
+    seen = feature_count(config.modalities) + config.stem_channels[-1]
+    return ContextUNet(seen, config.unet_channels, config.context_channels)
 
 
 def without_weights(config: SegmenterConfig) -> SegmenterConfig:
@@ -581,11 +654,11 @@ def _initial(source: str) -> dict[str, torch.Tensor]:
 
 
 def parameter_counts(segmenter: Segmenter) -> dict[str, int]:
-    """Trainable and frozen parameters by part: encoder, decoder (necks and head included), refiner, and their total."""
-    counts = {"encoder": 0, "decoder": 0, "refiner": 0}
+    """Parameters by part: encoder, decoder (necks and head included), refiner, stem, and their total."""
+    counts = {"encoder": 0, "decoder": 0, "refiner": 0, "stem": 0}
     for name, parameter in segmenter.named_parameters():
-        if name.startswith("refiner."):
-            counts["refiner"] += parameter.numel()
+        if (part := name.partition(".")[0]) in ("refiner", "stem"):
+            counts[part] += parameter.numel()
         else:
             counts["decoder" if Segmenter.block_of(name) is None else "encoder"] += parameter.numel()
     return {**counts, "total": sum(counts.values())}

@@ -80,6 +80,28 @@ class TrainerConfig:
 
 
 @dataclass
+class PixelWarmupConfig:
+    """Training of the stem on single pixels, before anything else learns.
+
+    Attributes:
+        steps: of AdamW, along a cosine to zero; 0 for none. A run that starts from given weights (model.weights) takes
+            none either.
+        pixels: a step.
+        per_chip: pixels of each class drawn from a training chip, weighted by what they stand for.
+        lr: its learning rate.
+    """
+
+    steps: int = 0
+    pixels: int = 4096
+    per_chip: int = 200
+    lr: float = 3e-3
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or min(self.pixels, self.per_chip) < 1 or self.lr <= 0:
+            raise ConfigError("pixel_warmup needs steps of at least 0, pixels and per_chip of at least 1, lr above 0.")
+
+
+@dataclass
 class RunConfig:
     """Everything about a run but its data.
 
@@ -89,6 +111,7 @@ class RunConfig:
         model: what to build, and the weights to start from (model.weights).
         loss: weights and constants of the loss.
         optim: learning rates and schedule.
+        pixel_warmup: of the stem on single pixels.
         ema_decay: decay of the averaged weights; 0 keeps no history.
         validation: flips and patience.
         checkpoints: snapshots and how often to save.
@@ -100,6 +123,7 @@ class RunConfig:
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    pixel_warmup: PixelWarmupConfig = field(default_factory=PixelWarmupConfig)
     ema_decay: float = 0.999
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -50,6 +50,7 @@ from cryosentinel.training.resume import (
     write_summary,
 )
 from cryosentinel.training.task import SegmentationTask
+from cryosentinel.training.warmup import warm_up
 
 __all__ = ["SUMMARY", "build", "fit", "main", "prepare_task"]
 
@@ -235,6 +236,11 @@ def prepare_task(
         start_weights=start_weights,
     )
     task.configure_model()
+    if start_weights and run.model.weights is None and run.pixel_warmup.steps:
+        # Every rank draws the same pixels, so all begin with the same weights.
+        before, after = warm_up(task.model, data.store, data.rows["train"], run.pixel_warmup, run.seed)  # type: ignore[arg-type]
+        if is_rank_zero():
+            print(f"Stem warmed up on single pixels: cross-entropy {before:.3f} before, {after:.3f} after.", flush=True)
     return task
 
 
