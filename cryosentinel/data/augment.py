@@ -70,8 +70,8 @@ class AugmentConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
         if self.crop < 0 or self.crops_per_chip < 1 or (self.crops_per_chip > 1 and not self.crop):
             raise ConfigError(
-                f"crop is {self.crop} and crops_per_chip {self.crops_per_chip}; a crop has a side above 0, and a chip at "
-                "least one crop."
+                f"crop is {self.crop} and crops_per_chip {self.crops_per_chip}; a crop has a side above 0, a chip "
+                "at least one."
             )
         if not 0 < self.scale_min <= self.scale_max:
             raise ConfigError(f"The zoom's range {self.scale_min}..{self.scale_max} must be above 0 and in order.")

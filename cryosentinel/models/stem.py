@@ -87,7 +87,7 @@ class AllBandStem(nn.Module):
                 nn.ReLU(),
                 last,
             )
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def hidden(self, features: torch.Tensor) -> torch.Tensor:
         """(B, F, H, W) features to (B, C, H, W)."""
@@ -139,7 +139,7 @@ class ContextUNet(nn.Module):
         self.down = nn.ModuleList(_block(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.last = nn.Conv2d(channels[0], outputs, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W), sides multiples of 4 x 2^(levels - 1), to (B, K, H / 4, W / 4)."""
