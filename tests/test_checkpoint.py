@@ -282,7 +282,7 @@ def test_a_configuration_is_read_by_its_model_section_alone(tmp_path):
     write_config("optim: {no: such key}\nmodel: {decoder: UNetDecoder, decoder_channels: [16, 8, 8, 8]}\n")
     config = SegmenterConfig.read(tmp_path / "run.yaml")
     assert config == SegmenterConfig(decoder="UNetDecoder", decoder_channels=(16, 8, 8, 8))
-    assert SegmenterConfig.read("tiny").refiner
+    assert SegmenterConfig.read("tiny").stem_channels == (16, 8)
     for text, word in (("model: {colour: red}", "colour"), ("run_name: a", "section model"), ("model: [", "YAML"),
                        ("- 1", "section model"), ("model: {refiner: 7}", "refiner")):  # fmt: skip
         write_config(text)

@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 
     from cryosentinel.study.study import Study
 
-INDICES_AND_PIXELS = {
+BASELINES = {
     "mndwi": "MNDWI",
     "ndwi": "NDWI",
+    "dem": "shape of the ground alone, gradient boosting",
     "pixel": "pixel classifier, gradient boosting, all bands",
+    "pixel_slope": "pixel classifier with slope, gradient boosting",
+    "mlp": "MLP on single pixels with slope",
+    "mlp_context": "MLP with surroundings and relief",
+    "oracle": "oracle: all true standing water",
 }
 
 
@@ -49,34 +54,26 @@ class Network:
     backbone_mult: float
 
 
-def _unet(name: str, title: str, *modalities: str) -> Network:
-    """The literature's U-Net with EfficientNet-B3."""
-    model = {"architecture": "smp_unet", "encoder_name": "efficientnet-b3", "modalities": list(modalities)}
-    return Network(name, f"U-Net EfficientNet-B3, {title}", model, 1.0)
-
-
-def _terramind(name: str, title: str, modality: str) -> Network:
-    """The standard study's TerraMind on one modality; the refiner needs Sentinel-2."""
-    model = {"backbone": "terramind_v1_tiny", "modalities": [modality], "decoder": "UNetDecoder",
-             "decoder_channels": [64, 48, 32, 24], "head_channels": [], "refiner": modality == "S2L2A"}  # fmt: skip
-    return Network(name, f"TerraMind tiny, {title}", model, 0.5)
-
-
+_STEM = {"stem_channels": [64, 32]}
+_TERRAMIND = {"backbone": "terramind_v1_tiny", "decoder": "UNetDecoder", "decoder_channels": [64, 48, 32, 24],
+              "head_channels": []}  # fmt: skip
 NETWORKS = {
     network.name: network
     for network in (
-        _unet("unet_s1", "Sentinel-1", "S1GRD"),
-        _unet("unet_s1_s2_dem", "all bands", "S2L2A", "S1GRD", "DEM"),
-        _terramind("terramind_s1", "Sentinel-1", "S1GRD"),
-        _terramind("terramind_s2", "Sentinel-2", "S2L2A"),
-        _terramind("terramind_dem", "DEM", "DEM"),
+        Network("stem", "all-band stem alone, no context", {"architecture": "pixel", **_STEM}, 1.0),
+        Network("stem_terramind", "all-band stem with TerraMind tiny", {**_TERRAMIND, **_STEM}, 0.5),
+        Network("terramind", "TerraMind tiny with index refiner", {**_TERRAMIND, "refiner": True}, 0.5),
+        Network(
+            "smp_unet", "U-Net EfficientNet-B3, all bands",
+            {"architecture": "smp_unet", "encoder_name": "efficientnet-b3"}, 1.0,
+        ),
     )
-}
+}  # fmt: skip
 OWN = "soup"
 NAMES = {
-    **INDICES_AND_PIXELS,
+    **BASELINES,
     **{name: network.title for name, network in NETWORKS.items()},
-    OWN: "TerraMind tiny, all bands (the study's own)",
+    OWN: "all-band stem with a small U-Net (the study's own)",
 }
 
 
@@ -116,13 +113,14 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
         for which, score in scores.items():
             metrics.add(f"compared_{name}_val_iou_{which}", score)
         soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
-    found = {name: study.baseline(name) for name in INDICES_AND_PIXELS}
+    names = [name for name in BASELINES if name != "oracle" or study.simulated]
+    found = {name: study.baseline(name) for name in names}
     found |= {name: study.evaluate(path, 1) for name, path in soups.items()}
     thresholds = {name: best_threshold(e.table("val"), thresholds=ALL_THRESHOLDS) for name, e in found.items()}
 
     module = study.datamodule
     predictors: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        name: baseline(name, module.store, module.rows["train"].tolist()) for name in INDICES_AND_PIXELS
+        name: baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth) for name in names
     }
     segmenters = {name: load_segmenter(path) for name, path in soups.items()}
     predictors |= {name: model_predictor(segmenter, flips=1) for name, segmenter in segmenters.items()}
@@ -138,8 +136,8 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
             if name != OWN:
                 gain = difference(table, own, "iou", thresholds[name], thresholds[OWN])
                 metrics.add(f"compared_{OWN}_minus_{name}_test_iou", gain, reference=reference)
-        count = parameter_counts(segmenters[name])["total"] if name in segmenters else 0 if name != "pixel" else None
-        reason = COUNT if count is not None else "its trees have no weights to count"
+        count = parameter_counts(segmenters[name])["total"] if name in segmenters else None
+        reason = COUNT if count is not None else "an index, or a classifier of scikit-learn: not counted"
         metrics.add(f"compared_{name}_parameters", count, reason=reason)
         reason = f"wall time, the minimum of several, on {machine()}"
         metrics.add(f"compared_{name}_seconds_a_chip", seconds[name], reason=reason)
@@ -214,7 +212,7 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
             f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
             "soup minus this (95 %)": "" if lead is None else f"{lead['value']:+.3f} ({_span(lead, '+.3f')})",
             "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
-            "million parameters": "none" if parameters is None else f"{parameters / 1e6:.1f}",
+            "million parameters": "" if parameters is None else f"{parameters / 1e6:.1f}",
             "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
         }
     return pd.DataFrame(rows).T

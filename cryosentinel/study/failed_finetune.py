@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from cryosentinel import paths
-from cryosentinel.files import read_json, replacing, sha256
-from cryosentinel.models.segmenter import BACKBONES
+from cryosentinel.files import read_json
+from cryosentinel.models.checkpoint import save_checkpoint
+from cryosentinel.models.segmenter import BACKBONES, SegmenterConfig, build_segmenter
+from cryosentinel.study.comparison import NETWORKS
 from cryosentinel.study.stages import learning_rates
 from cryosentinel.training.config import RunConfig, differences, flatten, parse
 from cryosentinel.training.fit import build
@@ -35,7 +37,7 @@ class FailedFinetune:
     """What both configurations mean for each block, and what a few steps under each do to the weights.
 
     Attributes:
-        study: its chips, network and soup, from which both short runs start.
+        study: its chips, on which both short runs train TerraMind tiny from the same random weights.
         steps: optimiser steps of a short run, at most one epoch.
     """
 
@@ -105,7 +107,7 @@ class FailedFinetune:
     @cached_property
     def carried_over(self) -> dict[str, OptimConfig]:
         """The settings for the study's encoder, each block at the rate of its relative depth."""
-        self._blocks = BACKBONES[build(*parse(self.study.config_path))[0].model.backbone]
+        self._blocks = BACKBONES[self._network.backbone]
         return {
             version: replace(
                 at_depth(run.optim, self.depth, self._blocks),
@@ -133,15 +135,18 @@ class FailedFinetune:
             }
         return pd.DataFrame(columns)
 
+    @property
+    def _network(self) -> SegmenterConfig:
+        return SegmenterConfig.from_dict(NETWORKS["terramind"].model)
+
     @cached_property
     def _start(self) -> Path:
-        """The study's soup under a name that tells its content: another soup makes other runs."""
-        soup = self.study.soup()
-        start = soup.with_name(f"start-{sha256(soup)[:8]}.ckpt")
-        if not start.is_file():
-            with replacing(start) as part:
-                shutil.copyfile(soup, part)
-        return start
+        """The random weights that both runs start from, under a name that tells their seed."""
+        path = self.study.folders.run.parent / f"terramind-seed{self.study.seed}.ckpt"
+        if not path.is_file():
+            torch.manual_seed(self.study.seed)
+            save_checkpoint(path, build_segmenter(self._network, self.study.datamodule.statistics))
+        return path
 
     @cached_property
     def runs(self) -> dict[str, Path]:
@@ -151,6 +156,7 @@ class FailedFinetune:
         water = module.store.index["water_frac"].to_numpy()[module.rows["val"]]
         return {
             version: self.study.fit(
+                NETWORKS["terramind"],
                 model__weights=str(self._start),
                 optim=asdict(config),
                 trainer__max_epochs=1,
