@@ -1,0 +1,62 @@
+"""Put the soup of a finished study into the package: bfloat16 weights, and the model card beside them.
+
+``python scripts/ship_weights.py [STUDY [RUN]]``: STUDY is the folder with metrics.json (outputs/study by default), RUN
+the run folder (the latest of its preset by default). What lies in cryosentinel/weights is replaced; ``cryosentinel
+map`` and ``predict`` use it where no checkpoint is named.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cryosentinel import paths
+from cryosentinel.errors import CryoSentinelError
+from cryosentinel.files import read_json, replacing
+from cryosentinel.models.convert import convert
+from cryosentinel.study.model_card import write_model_card
+
+FOLDER = paths.PACKAGE / "weights"
+NAME = "glacial_lakes_simulated.safetensors"
+
+
+def ship(study: Path, run: Path, folder: Path = FOLDER) -> Path:
+    """Write the weights and their card.
+
+    Args:
+        study: folder with metrics.json and timings.json.
+        run: folder whose checkpoints hold the soup.
+        folder: where to.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = convert(run / "checkpoints" / paths.SOUP, folder / NAME)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        # Half the bytes; rounding moves a weight by at most 0.4 %, and the tests compare the maps.
+        tensors = {name: file.get_tensor(name).to(torch.bfloat16) for name in file.keys()}  # noqa: SIM118
+    with replacing(path) as part:
+        save_file(tensors, part, metadata)
+    (preset,) = {stage["preset"] for stage in read_json(study / "timings.json").values()}
+    write_model_card(folder, read_json(study / "metrics.json"), f"CryoSentinel {run.name}", preset)
+    return path
+
+
+def main(words: list[str]) -> int:
+    """Run the script; errors end in a sentence."""
+    try:
+        study = Path(words[0]) if words else paths.outputs() / "study"
+        run = Path(words[1]) if len(words) > 1 else max(paths.runs().glob("*/checkpoints/soup.ckpt")).parent.parent
+        path = ship(study, run)
+    except (CryoSentinelError, ValueError) as error:
+        print(f"ship_weights: {error}", file=sys.stderr)
+        return 2
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
