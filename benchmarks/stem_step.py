@@ -35,8 +35,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return [
         {
             "id": "stem_step",
-            "what": f"forward and backward of TerraMind tiny with the all-band stem and without, batch {BATCH}, {SIZE} px "
-            f"(the stem adds {ours / peer - 1:.0%}; a fifth at most is wanted)",
+            "what": f"forward and backward of TerraMind tiny with the all-band stem and without, batch {BATCH}, {SIZE} "
+            f"px (the stem adds {ours / peer - 1:.0%}; a fifth at most is wanted)",
             "ours": round(ours, 1),
             "peer": round(peer, 1),
             "peer_name": "the same network without a stem",
