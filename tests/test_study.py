@@ -54,7 +54,7 @@ def test_the_metrics_file_holds_named_figures_with_their_kind(tiny_study: TinySt
     for name in (
         "val_iou@0.50_tta", "test_iou@0.50_tta", "test_iou@0.50_tta_truth", "test_mean_chip_iou@0.50", "test_iou@0.50",
         "mndwi_test_iou@best_truth", "test_iou_soup_minus_mndwi_truth", "test_iou@0.50_label_corrected",
-        "parameters_encoder", "split_smallest_distance_m",
+        "parameters_stem", "split_smallest_distance_m",
     ):  # fmt: skip
         assert name in metrics, name
     for name, entry in metrics.items():
@@ -63,7 +63,7 @@ def test_the_metrics_file_holds_named_figures_with_their_kind(tiny_study: TinySt
         if entry["value"] is None or entry["low"] is None:
             assert entry["reason"], name
     assert 0 <= metrics["test_iou@0.50_tta"]["value"] <= 1
-    assert metrics["parameters_encoder"]["value"] > 6_000_000  # TerraMind tiny
+    assert 0 < metrics["parameters_stem"]["value"] < metrics["parameters_total"]["value"]
     # Chapter 6: v1's product starves its first trained block, v2's does not, and the short runs show it in the weights.
     rate, block, decoder = (
         [metrics[f"finetune_{version}_{what}"]["value"] for version in ("v1", "v2")]
