@@ -20,7 +20,7 @@ import cryosentinel_directives  # noqa: E402
 from address import BRANCH, launch_links, read_address  # noqa: E402
 from cryosentinel_figures import Sources  # noqa: E402
 from cryosentinel_nodes import depart_html, metric, visit_html, write_nothing  # noqa: E402
-from cryosentinel_pages import add_data_box, describe_images  # noqa: E402
+from cryosentinel_pages import add_data_box, describe_images, fold_cells  # noqa: E402
 
 LOG = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_role("metric", cryosentinel_directives.MetricRole())
     for name, directive in cryosentinel_directives.DIRECTIVES.items():
         app.add_directive(name, directive)
+    app.connect("source-read", fold_cells)
     app.connect("doctree-read", describe_images)
     app.connect("doctree-read", add_data_box)
     app.connect("config-inited", _configure, priority=100)  # sphinx_external_toc reads the contents at 900

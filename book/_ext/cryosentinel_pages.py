@@ -1,4 +1,4 @@
-"""What every page holds beside its prose: a box that names its data, and descriptions of its images.
+"""What every page gets beside its prose: a box that names its data, descriptions of its images, folded cells.
 
 The box is made from the figures that the page shows, or, for a chapter, from those that it wrote into the metrics file.
 An image without a description is described by the section that it stands in.
@@ -6,6 +6,7 @@ An image without a description is described by the section that it stands in.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,3 +77,25 @@ def describe_images(app: Any, doctree: nodes.document) -> None:
             sentence = re.split(r"(?<=[.?!])\s", node.astext().replace("\n", " "), maxsplit=1)[0]
         elif not node.get("alt"):
             node["alt"] = f"Figure of the section “{heading}”" + (f": {sentence}" if sentence else "")
+
+
+# -------------------------------------------------------------------------------------------------------------- cells
+
+#: A chapter's cells of more lines are folded: figures and text come first, code is a click away.
+SHOWN_LINES = 12
+
+
+def fold_cells(app: Any, docname: str, source: list[str]) -> None:
+    """Fold the cells of a chapter that hold parameters or much code."""
+    if not docname.startswith("chapters/"):
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        tags = cell["metadata"].setdefault("tags", [])
+        parameters = {"parameters", "injected-parameters"} & set(tags)
+        long = len("".join(cell["source"]).splitlines()) > SHOWN_LINES
+        if (parameters or long) and not {"hide-input", "remove-cell", "remove-input"} & set(tags):
+            tags.append("hide-input")
+    source[0] = json.dumps(notebook)
