@@ -72,6 +72,10 @@ def test_images_that_differ_and_outlines_that_are_cut_are_said() -> None:
         assert word in lake.note
     (lake,) = link_years({2017: one, 2023: two.assign(flags="edge")}).lakes.itertuples()
     assert lake.call == "not compared" and "edge" in lake.note
+    cut = pd.concat([two.assign(flags="edge"), year((2000, 0, 90, 90), (4000, 0, 90, 90))], ignore_index=True)
+    both = pd.concat([one, year((2000, 0, 90, 90))], ignore_index=True)
+    calls = link_years({2017: both, 2023: cut}).lakes["call"].tolist()
+    assert calls == ["no change beyond the intervals", "not compared", "seen once"], "a cut outline does not lead"
 
 
 def test_files_of_years_are_read_with_true_areas(tmp_path: Path) -> None:

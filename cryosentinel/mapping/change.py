@@ -34,7 +34,8 @@ class Changes:
         outlines: every outline of every year with its ``identity``, largest identity first.
         lakes: one row an identity: first and last year, areas with intervals, change_ha, change_percent, rate_ha_a (ha
             a year), ``call`` ("grew", "shrank", "no change beyond the intervals", "seen once", "not compared") and
-            ``note`` (why, and what differs between the images). Fastest growing first.
+            ``note`` (why, and what differs between the images). Called growth first, then the others that were
+            compared, then the rest; the fastest growing of each first.
         events: one row an event: year, event (birth, gone, split, merge), identity, others (the identities involved).
     """
 
@@ -207,10 +208,11 @@ def _summary(outlines: gpd.GeoDataFrame, events: pd.DataFrame) -> pd.DataFrame:
             "x": point.x, "y": point.y,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    grew = table["call"].eq("grew")
-    return table.assign(_grew=grew).sort_values(
-        ["_grew", "rate_ha_a", "identity"], ascending=[False, False, True], ignore_index=True
-    ).drop(columns="_grew")  # fmt: skip
+    # What was not compared may jump by any amount: false outlines come and go.
+    rank = table["call"].map({"grew": 0, "not compared": 2, "seen once": 3}).fillna(1)
+    return table.assign(_rank=rank).sort_values(
+        ["_rank", "rate_ha_a", "identity"], ascending=[True, False, True], ignore_index=True
+    ).drop(columns="_rank")  # fmt: skip
 
 
 def comparison_notes(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cryosentinel.mapping.maps import Overlay
     from cryosentinel.study.study import Study
 
-SIDE = 448  # pixels of a scene: within the block of the chip in its middle, which no network was trained on
+SIDE = 336  # pixels of a scene: within the block of the chip in its middle, which no network was trained on
 DRAWS = 100  # divisions of the blocks into those that calibrate and those that are tested
 
 
