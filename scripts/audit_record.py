@@ -1,18 +1,19 @@
 """Learn the audit's judges on one simulated seed, report the audit on three others, and write both down.
 
 ``python scripts/audit_record.py`` writes the judges into cryosentinel/configs/audit.yaml and the report into
-book/audit.json; ``--report`` leaves the rule as it is. Chips and predictions are kept in the outputs, so that a second
-run is quick.
+book/audit.json; ``--report`` leaves the rule as it is, ``--seeds`` names other worlds. Chips and predictions are kept
+in the outputs, so that a second run is quick.
 
-The labels carry planted errors: many more than in nature, so that rare kinds can be counted, each lake weighted back to
-its natural share (:func:`cryosentinel.simulate.labels.planted`); and labels moved by 70 to 120 m, which the simulated
-inventory never does and which therefore weigh nothing in precision. The probabilities are out of sample: a small
-network on single pixels (the baseline ``mlp``), fitted to natural labels on two thirds of the blocks and asked about
-the others.
+The labels carry planted errors: many more than in nature, so that rare kinds can be counted, each lake weighted back
+to its natural share (:func:`cryosentinel.simulate.labels.planted`); and labels moved by 70 to 120 m, which the
+simulated inventory never does and which therefore weigh nothing in precision. The probabilities are out of sample: a
+small network on single pixels (the baseline ``mlp``), fitted to natural labels on two thirds of the blocks and asked
+about the others.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def cohort(seed: int, rule: AuditRule) -> Outcome:
     root = paths.datasets() / f"audit_{seed}"
     simulate(root, cohort_config(seed), workers=1)
     natural, truths = ChipStore(root), TruthStore(root)
-    maps = predictions(natural, audited(natural, EVERY_PLACE[seed]), root)
+    maps = predictions(natural, audited(natural, EVERY_PLACE.get(seed, 1)), root)
     store = PlantedStore(natural, seed, maps.rows, root)
     references = {LABEL: None, "truth": lambda chip: truths[chip.chip_id].lake}
     tables = score_maps(maps, store, references)
@@ -321,41 +322,51 @@ def scores(outcome: Outcome) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
+def learn_rule(config: Path) -> None:
+    """Learn the judges and write them into a configuration."""
+    blank = dataclasses.replace(AuditRule.read(), judges={})
+    found = {t: cohort(LEARNED_ON, dataclasses.replace(blank, threshold=t)) for t in LEARNING_THRESHOLDS}
+    pieces = pd.concat([of.findings.pieces.assign(cut=t) for t, of in found.items()], ignore_index=True)
+    judges, probability = learn(pieces)
+    usual = (pieces["cut"] == blank.threshold).to_numpy()
+    kept = yaml.safe_load(config.read_text(encoding="utf-8"))
+    limits = thresholds(pieces[usual], probability[usual])
+    head = (
+        "# The rule of the label audit; see cryosentinel/evaluation/audit_pieces.py for what each field means.\n"
+        "# Terms of a judge: evidence -> [mean, deviation, weight in log odds a deviation], learned by\n"
+        f"# scripts/audit_record.py on simulated seed {LEARNED_ON}, which nothing is reported on.\n"
+    )
+    values = {**kept, **limits, "learned_on": LEARNED_ON, "judges": judges}
+    write_text(config, head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110))
+
+
 def main(words: list[str]) -> int:
-    """Learn (unless ``--report``), report, write."""
-    config = paths.CONFIGS / "audit.yaml"
-    if "--report" not in words:
-        blank = dataclasses.replace(AuditRule.read(), judges={})
-        found = {t: cohort(LEARNED_ON, dataclasses.replace(blank, threshold=t)) for t in LEARNING_THRESHOLDS}
-        pieces = pd.concat([of.findings.pieces.assign(cut=t) for t, of in found.items()], ignore_index=True)
-        judges, probability = learn(pieces)
-        usual = (pieces["cut"] == blank.threshold).to_numpy()
-        kept = yaml.safe_load(config.read_text(encoding="utf-8"))
-        values = {**kept, **thresholds(pieces[usual], probability[usual]), "judges": judges}
-        head = (
-            "# The rule of the label audit; see cryosentinel/evaluation/audit_pieces.py for what each field means.\n"
-            "# Terms of a judge: evidence -> [mean, deviation, weight in log odds a deviation], learned by\n"
-            f"# scripts/audit_record.py on simulated seed {LEARNED_ON}, which nothing is reported on.\n"
-        )
-        write_text(config, head + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110))
+    """Learn (unless the rule is to stay), report, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--report", action="store_true", help="leave the rule as it is")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(REPORTED_ON), help="simulated seeds to report on")
+    given = parser.parse_args(words)
+    if not given.report:
+        learn_rule(paths.CONFIGS / "audit.yaml")
     rule = AuditRule.read()
+    if rule.learned_on in given.seeds:
+        parser.error(f"the rule was learned on seed {rule.learned_on}; report it on others")
     print(rule)
-    learned = cohort(LEARNED_ON, rule)
-    outcomes = {seed: cohort(seed, rule) for seed in REPORTED_ON}
+    outcomes = {seed: cohort(seed, rule) for seed in given.seeds}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = " ".join(["python scripts/audit_record.py", *words])
     record = {
-        "command": "python scripts/audit_record.py", "commit": commit.strip(),
-        "date": datetime.now(UTC).date().isoformat(), "data": "simulated", "probabilities": f"{MODEL}, cross-fitted",
-        "learned_on": LEARNED_ON, "reported_on": list(REPORTED_ON),
-        "audited_places": {str(seed): f"one in {every}" for seed, every in EVERY_PLACE.items()},
-        "planted": {**dataclasses.asdict(PLANTED), "moved": MOVED_SHARE},
-        "tuning": report(learned.findings, learned.result.verdicts, learned.oracle),
+        "command": command, "commit": commit.strip(), "date": datetime.now(UTC).date().isoformat(),
+        "data": "simulated", "probabilities": f"{MODEL}, cross-fitted", "learned_on": rule.learned_on,
+        "reported_on": given.seeds, "planted": {**dataclasses.asdict(PLANTED), "moved": MOVED_SHARE},
+        "audited_places": {str(seed): f"one in {EVERY_PLACE.get(seed, 1)}" for seed in given.seeds},
         "seeds": {str(seed): {**report(o.findings, o.result.verdicts, o.oracle), "scores": scores(o)}
                   for seed, o in outcomes.items()},
         "all": report(*pooled(outcomes)),
     }  # fmt: skip
     write_json(RECORD, record)
-    for name, of in record["all"]["compared"].items():
+    compared: dict[str, Any] = record["all"]["compared"]  # type: ignore[index]
+    for name, of in compared.items():
         print(f"{name:<50} {of['accused']:>5} precision {of['precision']['value']} recall {of['recall']['value']}")
     return 0
 
