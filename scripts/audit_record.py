@@ -267,6 +267,15 @@ def pooled(outcomes: dict[int, Outcome]) -> tuple[Findings, pd.DataFrame, np.nda
     return found, pd.concat(chips, ignore_index=True), np.concatenate([o.oracle for o in outcomes.values()])
 
 
+def _json(value: Any) -> Any:
+    """Plain values in which what is undefined (not a number) is None."""
+    if isinstance(value, dict):
+        return {k: _json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_json(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def _plain(found: Estimate) -> dict[str, Any]:
     kept = {name: found.as_dict()[name] for name in ("value", "low", "high", "n", "reason")}
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in kept.items()}
@@ -364,7 +373,7 @@ def main(words: list[str]) -> int:
                   for seed, o in outcomes.items()},
         "all": report(*pooled(outcomes)),
     }  # fmt: skip
-    write_json(RECORD, record)
+    write_json(RECORD, _json(record))
     compared: dict[str, Any] = record["all"]["compared"]  # type: ignore[index]
     for name, of in compared.items():
         print(f"{name:<50} {of['accused']:>5} precision {of['precision']['value']} recall {of['recall']['value']}")
