@@ -159,14 +159,6 @@ class TruthStore(Mapping[str, Truth]):
                 f"{self.folder / LAKES_FILE} cannot be read ({error}); simulate the dataset again."
             ) from None
 
-    def label_errors(self) -> dict[str, str]:
-        """Chip id -> label error, of all chips."""
-        errors: dict[str, str] = {}
-        for path in sorted({where[0] for where in self._where.values()}):
-            table = pq.read_table(path, columns=["chip_id", "label_error"])
-            errors.update(zip(table["chip_id"].to_pylist(), table["label_error"].to_pylist(), strict=True))
-        return errors
-
 
 def chips_with_truth(
     root: str | os.PathLike[str], split: str | None = None, every: int = 1
