@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -307,6 +308,15 @@ def test_the_rule_is_the_configurations():
     assert (rule.threshold, rule.tolerance_px, rule.min_px) == (0.5, 4, 50) and set(rule.judges) == {"more", "less"}
     assert all(set(judge.terms) == set(EVIDENCE) for judge in rule.judges.values()) and rule.acquit < rule.accuse
     assert AuditRule.read(worst=3).worst == 3 and "judge" in str(rule)
+
+
+def test_the_record_is_of_seeds_that_the_rule_was_not_learned_on():
+    record = json.loads((Path(__file__).resolve().parents[1] / "book" / "audit.json").read_text())
+    assert record["commit"] and record["date"] and record["data"] == "simulated"
+    assert record["learned_on"] == AuditRule.read().learned_on and record["learned_on"] not in record["reported_on"]
+    assert list(record["seeds"]) == [str(seed) for seed in record["reported_on"]]
+    compared = record["all"]["compared"]
+    assert set(compared) == {*RIVALS, "oracle"} and {"precision", "recall"} <= set(compared["this audit"])
 
 
 def test_a_judge_is_a_logistic_function_and_missing_evidence_is_average():
