@@ -200,6 +200,7 @@ def test_the_headline_sets_the_best_baseline_and_the_ceiling_beside_the_network(
         "mndwi_test_iou@best_truth": _record(0.5),
         "pixel_test_iou@best_truth": _record(0.7),
         "pixel_test_iou@best": _record(0.9),  # against the label: another scale
+        "oracle_test_iou@best_truth": _record(0.93),  # no baseline
         "new_one_test_iou@best_truth": _record(None, None, None, reason="not run"),
         "ceiling_standing_water_against_truth": _record(0.95),
     }
