@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from cryosentinel import paths
 from cryosentinel.errors import CheckpointError
 from cryosentinel.models.archive import Foreign, listed
 
@@ -97,7 +99,8 @@ def segmenter_state(
         notes = f", {filled} of them buffers that the average does not cover" if filled else ""
         left = len(state) - len(base)
         notes += f"; {left} entries outside the model left out" if left else ""
-        print(f"{source}: its {kind} weights, {len(chosen)} tensors{notes}.")
+        # Notebooks show this line on pages, which name no folder of a machine.
+        print(f"{paths.display_path(Path(source))}: its {kind} weights, {len(chosen)} tensors{notes}.")
     return chosen
 
 
