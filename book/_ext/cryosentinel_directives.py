@@ -162,13 +162,19 @@ class Ledger(SphinxDirective):
             if any(entry["data"] == word for entry in entries):
                 note_data(self.env, word)
         counts = Counter(entry["status"] for entry in entries)
-        counted = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-        paragraph += nodes.Text(f"Of {len(entries)} published claims: {counted}.")
+        plural = {"holds": "hold", "does not hold": "do not hold"}
+        counted = ", ".join(f"{count} {plural.get(status, status)}" for status, count in counts.most_common())
+        paragraph += nodes.Text(f"Of {len(entries)} published claims {counted}.")
         rows: list[list[nodes.Node | str]] = [
-            [e["claim"], e["source"], e["checked"], e["found"], nodes.strong("", e["status"]), e["data"]]
+            [
+                f"{e['claim']} ({e['source']})",
+                nodes.strong("", f"{e['status']} ({e['data']})"),
+                e["found"],
+                e["checked"],
+            ]
             for e in entries
         ]
-        titles = ["Published claim", "Source", "How it was checked", "Found", "Status", "Rests on"]
+        titles = ["Published claim (source)", "Status (rests on)", "Found", "How it was checked"]
         return [paragraph, table(titles, rows, ["ledger"])]
 
 
