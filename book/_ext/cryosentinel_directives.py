@@ -6,6 +6,7 @@
 ``{benchmarks} [PREFIX]``   the table of benchmarks/results.json, ids that begin so.
 ``{plan} PRICE``            windows, hours and cost of the regions, from rates of benchmarks/results.json.
 ``{seeds}``                 mean and spread over the seeds of book/seeds.json.
+``{real-chips}``            what the shipped weights call lake on real chips, from book/real_chips.json.
 ``{ledger}``                the published claims, each with its check and its status.
 ``{standard-run}``          which run the standard figures come from, or that there is none.
 ``{study-picture} NAME``    a picture that the study left in its folder; the content is its caption.
@@ -144,6 +145,34 @@ class Seeds(SphinxDirective):
         paragraph += nodes.Text(".")
         titles = ["Figure", "Mean ± spread", *(f"Seed {seed}" for seed in record["seeds"])]
         return [table(titles, rows, ["seeds"]), paragraph]
+
+
+class RealChips(SphinxDirective):
+    """``{real-chips}``: what the shipped weights call lake on real chips; a sentence where no record is committed."""
+
+    def run(self) -> list[nodes.Node]:
+        """One table and a paragraph."""
+        path = Path(self.env.app.srcdir) / "real_chips.json"
+        self.env.note_dependency(str(path.resolve()))
+        paragraph = nodes.paragraph()
+        if not path.is_file():
+            paragraph += nodes.Text("No record is there yet; this makes one: ")
+            paragraph += nodes.literal("", "python scripts/real_chips.py")
+            return [paragraph]
+        note_data(self.env, "real")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows: list[list[nodes.Node | str]] = [
+            [
+                row["source"], row["chip"], row["where"], f"{row['pixels']:,}",
+                *(f"{row[key]:.1%}" for key in ("called_lake", "mean_probability", "mndwi_water")),
+            ]
+            for row in record["chips"]
+        ]  # fmt: skip
+        paragraph += nodes.Text(f"Weights {record['weights']}, commit {record['commit'][:10]}, made with ")
+        paragraph += nodes.literal("", record["command"])
+        paragraph += nodes.Text(f" on {record['date']}.")
+        titles = ["Source", "Chip", "Where", "Pixels", "Called lake", "Mean probability", "MNDWI above 0.3"]
+        return [table(titles, rows, ["real-chips"]), paragraph]
 
 
 class Ledger(SphinxDirective):
@@ -430,6 +459,7 @@ DIRECTIVES = {
     "ledger": Ledger,
     "plan": Plan,
     "seeds": Seeds,
+    "real-chips": RealChips,
     "standard-run": StandardRun,
     "study-picture": StudyPicture,
     "chapter-map": ChapterMap,
