@@ -8,7 +8,7 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
-from test_hub import Handler, hub, quiet_client  # noqa: F401
+from test_hub import Handler, hub, waits  # noqa: F401
 
 from cryosentinel.cli import main
 from cryosentinel.errors import HubError, InputError

@@ -169,9 +169,13 @@ def test_what_does_not_exist_is_named_before_anything_is_built(tmp_path: Path, s
         with pytest.raises(InputError, match=r"gone\.x"):
             map_lakes(scenes, tmp_path / "o", ckpt, progress=False, **{name: tmp_path / "gone.x"})
     assert not (tmp_path / "o").exists()
-    if not (Path(product.__file__).parents[1] / "weights").is_dir():
-        with pytest.raises(InputError, match="--ckpt"):
-            default_weights()
+
+
+def test_a_version_without_weights_asks_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_weights().stat().st_size < 16_000_000
+    monkeypatch.setattr(product.paths, "PACKAGE", tmp_path)
+    with pytest.raises(InputError, match="--ckpt"):
+        default_weights()
 
 
 def test_commands_map_scenes_three_rasters_and_chips_and_compare_years(

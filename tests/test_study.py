@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -95,6 +96,22 @@ def test_the_run_folder_has_the_published_layout(tiny_study: TinyStudy) -> None:
     ):  # fmt: skip
         assert (run / name).is_file(), name
     assert list((run / "checkpoints").glob("step[0-9]*-iou0.[0-9]*.ckpt"))
+
+
+def test_the_weights_in_the_box_find_lakes_of_another_world(tiny_study: TinyStudy, monkeypatch, capsys) -> None:
+    from cryosentinel.data.dataset import ChipDataset
+    from cryosentinel.evaluation.predictors import ModelPredictor
+    from cryosentinel.mapping.product import default_weights
+    from cryosentinel.models.checkpoint import load_segmenter
+
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
+    study = Study("tiny", out=tiny_study.outputs / "box")
+    store = study.datamodule.store
+    rows = [int(row) for row in study.datamodule.rows["test"][:8]]
+    batch = ChipDataset(store, rows).__getitems__(range(len(rows)))
+    lake = np.stack([study.truth[store.index.chip_id.iloc[row]].lake > 0 for row in rows])
+    called = ModelPredictor(load_segmenter(default_weights()), 1)(batch) >= 0.5
+    assert (called & lake).sum() / (called | lake).sum() > 0.6
 
 
 def test_unknown_parameters_of_a_notebook_are_refused() -> None:
