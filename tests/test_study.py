@@ -177,7 +177,7 @@ def test_papermill_by_hand_leaves_the_study_alone(tiny_study: TinyStudy, tmp_pat
     assert digest_of(tiny_study.outputs / "study") == before
     (folder,) = (tiny_study.outputs / "runs").glob("03_evaluate_tiny_*")
     by_hand, study = (read_json(path / "metrics.json") for path in (folder, tiny_study.outputs / "study"))
-    for name in ("test_iou@0.50_tta", "test_iou@0.50", "pixel_test_iou@best_truth"):
+    for name in ("test_iou@0.50_tta", "test_iou@0.50", "mlp_context_test_iou@best_truth"):
         assert by_hand[name] == study[name]
     assert "predict " not in out.read_text(), "weights, settings and chips are the study's: nothing is predicted again"
 

@@ -11,7 +11,12 @@ from typing import Any
 from cryosentinel import paths
 
 #: Names of the baselines in words; others are shown under their own.
-BASELINES = {"mndwi": "threshold on MNDWI", "ndwi": "threshold on NDWI", "pixel": "classifier of single pixels"}
+BASELINES = {
+    "mndwi": "threshold on MNDWI",
+    "ndwi": "threshold on NDWI",
+    "pixel": "classifier of single pixels",
+    "mlp_context": "small network on pixels and their surroundings",
+}
 #: Per reference: the figure of the ceiling, and what it is.
 CEILINGS = {
     "truth": ("ceiling_standing_water_against_truth", "all standing water called lake"),

@@ -442,10 +442,10 @@ def _mean_of_batches(f: Facts) -> Entry:
 
 @_claim
 def _other_water(f: Facts) -> Entry:
-    names = ["test_called_lake/reservoir", "test_called_lake/lake"]
+    names = ["other_water_truth/reservoirs called a lake", "other_water_truth/glacial lakes found beside them"]
     found = f.study(*names)
     claim = "The network suppresses water that is no glacial lake."
-    checked = "share of true reservoir pixels that this study's network calls lake, beside that of open lakes"
+    checked = "share of simulated reservoirs that this study's network calls a lake, beside that of glacial lakes"
     if found is None:
         return Entry(claim, CARD, checked, "no known truth in these chips", OPEN, f.kind)
     reservoir, lake = (found[name] for name in names)
@@ -456,15 +456,15 @@ def _other_water(f: Facts) -> Entry:
 @_claim
 def _smallest_lake(f: Facts) -> Entry:
     ha, px = f.published["smallest_lake_ha"], f.published["smallest_lake_px"]
-    names = ["test_pixel_recall_truth/0 to 0.5 ha", "test_pixel_recall_truth/1 to 2 ha"]
+    names = ["lakes_detected_truth/under 0.5 ha", "lakes_detected_truth/1 to 10 ha"]
     found = f.study(*names)
     text = f"{ha / PIXEL_HA:.0f} pixels"
     if found:
-        text += f"; in this study {found[names[0]]:.0%} of the pixels of smaller lakes are found, "
-        text += f"{found[names[1]]:.0%} between 1 and 2 ha"
+        text += f"; in this study {found[names[0]]:.0%} of smaller lakes are found, "
+        text += f"{found[names[1]]:.0%} between 1 and 10 ha"
     return Entry(
         f"Lakes below {ha:g} ha ({px:g} pixels) are not reliable.", CARD,
-        "arithmetic, and recall by true lake size in this study", text,
+        "arithmetic, and detection by true lake size in this study", text,
         _holds(round(ha / PIXEL_HA) == px and (not found or found[names[0]] < found[names[1]])), f.kind, found or {},
     )  # fmt: skip
 
