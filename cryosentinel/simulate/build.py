@@ -283,8 +283,8 @@ def simulate(
     if total.count:
         total.result().write(root / STATISTICS_FILE)
     lakes = pd.concat([results[number][2] for number in range(len(jobs))]).drop_duplicates("lake_id")
-    with replacing(truth_folder(root) / LAKES_FILE) as part:
-        lakes.to_parquet(part, index=False)
+    with replacing(truth_folder(root) / LAKES_FILE) as unfinished:
+        lakes.to_parquet(unfinished, index=False)
     _write_card(root, config)
     record["shards"] = sorted(str(job.paths(year)[0].relative_to(root)) for job in jobs for year in job.years)
     write_json(root / RECORD_FILE, {**record, "complete": True})
