@@ -254,7 +254,7 @@ def audit(
 
 def predict(
     scenes: list[str],
-    ckpt: str = "soup.ckpt",
+    ckpt: str | None = None,
     out: Path | None = None,
     threshold: float = 0.5,
     flips: Literal[1, 2, 4] = 4,
@@ -270,7 +270,8 @@ def predict(
 
     Args:
         scenes: GeoTIFFs of 12 Sentinel-2 bands, VV, VH and elevation, projected, 10 m (see: cryosentinel stack).
-        ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path.
+        ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path; by default the weights that come
+            with the package, trained on simulated chips alone.
         out: folder for SCENE_probability.tif and SCENE_water.tif; outputs/predictions by default.
         threshold: probability from which a pixel is water.
         flips: test-time flips averaged in logit space.
@@ -289,7 +290,11 @@ def predict(
     from cryosentinel.mapping.scene import Options, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
 
-    segmenter = load_segmenter(resolve_checkpoint(ckpt), model, statistics, device)
+    if ckpt is None:
+        from cryosentinel.mapping.product import default_weights
+
+    path = default_weights() if ckpt is None else resolve_checkpoint(ckpt)
+    segmenter = load_segmenter(path, model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryosentinel import paths
 from cryosentinel.errors import CryoSentinelError
-from cryosentinel.files import read_json, replacing
+from cryosentinel.files import read_json, replacing, write_text
 from cryosentinel.models.convert import convert
 from cryosentinel.study.model_card import write_model_card
 
@@ -41,7 +41,12 @@ def ship(study: Path, run: Path, folder: Path = FOLDER) -> Path:
     with replacing(path) as part:
         save_file(tensors, part, metadata)
     (preset,) = {stage["preset"] for stage in read_json(study / "timings.json").values()}
-    write_model_card(folder, read_json(study / "metrics.json"), f"CryoSentinel {run.name}", preset)
+    path.chmod(0o644)
+    card = write_model_card(folder, read_json(study / "metrics.json"), f"CryoSentinel {run.name}", preset)
+    text = (
+        card.read_text(encoding="utf-8").replace(f"checkpoints/{paths.SOUP}", NAME).replace(f" --ckpt {paths.SOUP}", "")
+    )
+    write_text(card, text)
     return path
 
 

@@ -290,6 +290,9 @@ def test_predict_maps_scenes_with_the_options_it_is_given(here, unet, capsys) ->
         assert f"scene{seed}.tif" in shown
     first = read(outputs / "scene1_probability.tif")
     assert len(np.unique(first)) > 3
+    assert main(["predict", "scene1.tif", "--flips", "1", "--out", "box"]) == 0  # the weights in the box
+    assert "glacial_lakes_simulated" in capsys.readouterr().out
+    assert not np.array_equal(read("box/scene1_probability.tif"), first)
     level = int(np.median(first)) + 1
     threshold = str(level / 200)
     assert main(["predict", *quick, "--threshold", threshold, "--out", "maps", "scene1.tif"]) == 0  # named before it
