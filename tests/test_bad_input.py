@@ -72,6 +72,9 @@ def _fit(chips: Path, *options: object) -> list[object]:
     return ["fit", "--config", TINY, "--data.root", chips, "--data.buffer", 0, *options]
 
 
+TERRAMIND = ("--model.architecture", "terramind", "--model.stem_channels", "[]", "--pixel_warmup.steps", 0)
+
+
 # --- configuration and options ----------------------------------------------------------------------------------------
 
 
@@ -90,7 +93,8 @@ def _fit(chips: Path, *options: object) -> list[object]:
         (["--data.augment.flip", "1"], ["data.augment", "'flip'"]),
         (["--config", "second.yaml"], ["second.yaml"]),
         (["--config"], ["--config"]),
-        (["--optim.frozen_blocks", "13"], ["optim.frozen_blocks is 13", "12 blocks"]),
+        (["--optim.frozen_blocks", "13"], ["optim.frozen_blocks is 13", "0 blocks"]),
+        (["--model.pretrained", "true"], ["no published weights", "unet"]),
         (["--trainer.accelerator", "tpux"], ["trainer", "'tpux'"]),
         (["--trainer.strategy", "ddpp"], ["trainer", "'ddpp'"]),
         (["--resume", "none.ckpt"], ["none.ckpt"]),
@@ -228,9 +232,9 @@ def checkpoints(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_weights_to_start_from_that_do_not_fit(chips, refused, checkpoints):
-    said = refused(*_fit(chips, "--model.weights", checkpoints["unet"]))
+    said = refused(*_fit(chips, *TERRAMIND, "--model.weights", checkpoints["unet"]))
     assert "unet.ckpt" in said and "missing (net.decoder." in said and "unexpected (net." in said
-    said = refused(*_fit(chips, "--model.weights", checkpoints["encoder"]))
+    said = refused(*_fit(chips, *TERRAMIND, "--model.weights", checkpoints["encoder"]))
     assert (
         "1 missing (encoder.3.mlp.fc1.weight)" in said and "encoder.4.mlp.fc1.weight is (5, 7), here (768, 192)" in said
     )
@@ -243,7 +247,7 @@ def test_a_hub_that_cannot_be_reached_leaves_the_local_file(chips, refused, monk
         raise HubError(f"{address} is not in the local cache and the hub cannot be reached; try again.")
 
     monkeypatch.setattr("cryosentinel.hub.download_file", unreachable)
-    said = refused(*_fit(chips, "--model.pretrained", "true"))
+    said = refused(*_fit(chips, *TERRAMIND, "--model.pretrained", "true"))
     assert "TerraMind_v1_tiny.pt" in said and "model.weights" in said
 
 
@@ -361,7 +365,7 @@ class TestResuming:
 
 def test_evaluating_another_architecture(chips, refused, checkpoints):
     said = refused("evaluate", "--ckpt", checkpoints["unet"], "--data", chips, "--model", TINY)
-    assert "architecture is 'smp_unet' there, 'terramind' asked" in said
+    assert "architecture is 'smp_unet' there, 'unet' asked" in said
     torch.save(dict(slim().state_dict()), "bare.ckpt")
     said = refused("evaluate", "--ckpt", "bare.ckpt", "--data", chips)
     assert "bare.ckpt" in said and "--model" in said

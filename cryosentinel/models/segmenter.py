@@ -181,6 +181,11 @@ class SegmenterConfig:
             )
         if self.architecture in ("unet", "pixel") and not self.stem_channels:
             raise ConfigError(f"The architecture {self.architecture} stands on the stem; give stem_channels.")
+        if self.architecture in ("unet", "pixel") and self.pretrained:
+            raise ConfigError(
+                f"There are no published weights of the architecture {self.architecture}; set pretrained to false, or "
+                "name weights."
+            )
         if len(self.stem_channels) > 4 or not all(0 < c <= 512 for c in self.stem_channels):
             raise ConfigError(f"stem_channels is {_shown(self.stem_channels)}; give up to four numbers from 1 to 512.")
         levels = self.unet_channels
