@@ -36,6 +36,7 @@ class TinyStudy:
 
 
 @pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups of pytest-xdist: a file each, but all tests of the tiny study in one process, so that it is made once.
 
