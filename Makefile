@@ -41,7 +41,7 @@ picture: $(VENV)/.installed  ## put the study's cover where README and book show
 
 # Two processes of one thread each: threads that wait for each other on two cores are slower than one.
 test: $(VENV)/.installed-dev  ## run the tests, notebooks and book included
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks beside their peers (ONLY=id for one)
 	$(RUN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # Warnings about a missing hub would take half a minute of retries each; nothing in the tests needs a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,28 +36,32 @@ class TinyStudy:
         )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of pytest-xdist: a file each, but all tests of the tiny study in one process, so that it is made once.
+    """The order of the files, which pytest-xdist hands out one by one (``--dist loadfile --no-loadscope-reorder``).
 
-    The longest groups come first (``--no-loadscope-reorder`` keeps them there), so that no process waits for them.
+    The first one makes the tiny study, the longest of the others follow, and what looks at the study comes last: by
+    then it is there, and no process waits for it.
     """
 
-    def group(item: pytest.Item) -> str:
-        return "tiny_study" if "tiny_study" in getattr(item, "fixturenames", ()) else item.path.name
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        looks = item.path.name in studies
+        return (0 if item.path.name == "test_golden.py" else 2 if looks else 1), item.path.name not in long
 
-    long = {group(item) for item in items if item.get_closest_marker("slow")} - {"tiny_study"}
-    items.sort(key=lambda item: (group(item) != "tiny_study", group(item) not in long))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+    studies = {item.path.name for item in items if "tiny_study" in getattr(item, "fixturenames", ())}
+    long = {item.path.name for item in items if item.get_closest_marker("slow")}
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
-    folder = tmp_path_factory.mktemp("tiny_study")
-    study = TinyStudy(folder / "outputs", folder / "chapters", "")
-    words = ["study", "--preset", "tiny", "--chapters", str(study.chapters)]
-    result = study.command(*words)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    return TinyStudy(study.outputs, study.chapters, result.stdout)
+    """Made once, also where several processes of pytest-xdist ask for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_study"
+    study, log = TinyStudy(folder / "outputs", folder / "chapters", ""), folder / "log.txt"
+    with FileLock(folder.with_suffix(".lock")):
+        if not log.is_file():
+            folder.mkdir()
+            result = study.command("study", "--preset", "tiny", "--chapters", str(study.chapters))
+            assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+            log.write_text(result.stdout, encoding="utf-8")
+    return TinyStudy(study.outputs, study.chapters, log.read_text(encoding="utf-8"))

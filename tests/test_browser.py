@@ -89,7 +89,7 @@ def test_every_page_names_its_data(html: Path) -> None:
     for name in PAGES:
         text = (html / f"{name}.html").read_text(encoding="utf-8")
         box = re.search(r'<div class="data-box[^>]*>(.*?)</div>', text, re.DOTALL)
-        assert box and re.search(r"simulated|published|measured|no result", box[1]), name
+        assert box and re.search(r"simulated|published|real|measured|no result", box[1]), name
         assert "forecasts nothing" in text, f"{name}: the footer warns"
     assert (
         "data-published" in (html / "published.html").read_text() and "preset tiny" in (html / "intro.html").read_text()
