@@ -15,6 +15,7 @@ BASELINES = {
     "mndwi": "threshold on MNDWI",
     "ndwi": "threshold on NDWI",
     "pixel": "classifier of single pixels",
+    "mlp": "small network on single pixels",
     "mlp_context": "small network on pixels and their surroundings",
 }
 #: Per reference: the figure of the ceiling, and what it is.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cryosentinel.study.study import Study
 
 OWN, PLAIN = "soup", "soup_1_flip"
-BASELINES = ("mndwi", "ndwi", "mlp_context")  # the strongest of each kind; the comparison of chapter 2 has all
+BASELINES = ("mndwi", "ndwi", "mlp", "mlp_context")  # the strongest of each kind; the comparison of chapter 2 has all
 #: What no predictor is expected to pass: the labels themselves, and all standing water, glacial or not.
 CEILINGS = ("label", "oracle")
 
