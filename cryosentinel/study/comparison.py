@@ -180,8 +180,8 @@ def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
             "No comparison is recorded: cryosentinel study --preset standard --parameters.networks true makes it.",
         )
     return entries, (
-        f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}); what the table "
-        "lacks was not trained there, and this study has compared nothing (parameter networks)."
+        f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}); what the "
+        "table lacks was not trained there, and this study has compared nothing (parameter networks)."
     )
 
 
