@@ -72,6 +72,9 @@ class Comparison(SphinxDirective):
                     continue
                 cells: list[nodes.Node | str] = [words or name]
                 for prefix in ("published:", "", "standard:"):
+                    if prefix == "standard:" and standard and not sources_of(self.env).recorded(name):
+                        cells.append("not in the record")  # which may be of some chapters alone
+                        continue
                     figure = look_up(self.env, prefix + name)
                     missing = "not run" if prefix == "standard:" and not standard else f"none: {figure.reason}"
                     text = figure.number(spec) if figure.value is not None else missing

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cryosentinel import paths
+from cryosentinel.files import read_json
 
 #: Names of the baselines in words; others are shown under their own.
 BASELINES = {
@@ -130,6 +131,10 @@ class Sources:
     def has_standard(self) -> bool:
         """Whether the standard run has been made and committed."""
         return self.paths["standard"].is_file()
+
+    def recorded(self, name: str) -> bool:
+        """Whether the record of the standard run holds a figure."""
+        return name in read_json(self.paths["standard"])["metrics"]
 
     def figure(self, reference: str) -> Figure:
         """Look a figure up.
