@@ -33,7 +33,7 @@ def measure(model: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
     from benchmarks.harness import machine, peak_resident_gib
     from benchmarks.published_model import CONFIG, Training, model_name, published_run, synthetic_batch
-    from cryosentinel.evaluation.predictors import model_predictor
+    from cryosentinel.evaluation.predictors import ModelPredictor
     from cryosentinel.precision import device_of
     from cryosentinel.sensors import CHIP_SIZE
 
@@ -50,7 +50,7 @@ def measure(model: Mapping[str, Any] | None = None) -> dict[str, Any]:
         raise RuntimeError(f"After {STEPS} steps {', '.join(still)} of {model_name(run)} stand where they stood.")
     cuda = device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else peak_resident_gib()
-    predict = model_predictor(training.task.model, flips=4)
+    predict = ModelPredictor(training.task.model, flips=4)
     inference = []
     for _ in range(STEPS):
         begun = time.perf_counter()

@@ -287,14 +287,11 @@ def predict(
         paths.existing(scene, "raster")
     _look_for(ckpt, None, model, statistics)
     _check_device(device)
+    from cryosentinel.mapping.product import chosen_weights
     from cryosentinel.mapping.scene import Options, predict_scene
-    from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
+    from cryosentinel.models.checkpoint import load_segmenter
 
-    if ckpt is None:
-        from cryosentinel.mapping.product import default_weights
-
-    path = default_weights() if ckpt is None else resolve_checkpoint(ckpt)
-    segmenter = load_segmenter(path, model, statistics, device)
+    segmenter = load_segmenter(chosen_weights(ckpt), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter,

@@ -20,13 +20,11 @@ import numpy as np
 from cryosentinel.errors import CryoSentinelError, InputError
 from cryosentinel.files import sha256, write_json
 from cryosentinel.indices import mndwi
+from cryosentinel.mapping.landcover import TERRAMESH_CLASSES
 from cryosentinel.sensors import S2_BANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "book" / "real_chips.json"
-#: Classes of TerraMesh's land cover that its validation chips show.
-COVER = {1: "water", 2: "trees", 3: "flooded vegetation", 4: "crops", 5: "built-up", 6: "bare ground",
-         7: "snow and ice", 8: "clouds", 9: "rangeland"}  # fmt: skip
 MNDWI_WATER = 0.3
 
 
@@ -72,7 +70,9 @@ def terramesh(folder: Path, segmenter: Any) -> list[dict[str, Any]]:
         p, water = probability(segmenter, s2, s1, dem), mndwi(s2) > MNDWI_WATER
         for code in np.unique(cover):
             at = cover[0] == code
-            rows.append(row(path.stem, "TerraMesh", COVER.get(int(code), f"class {code}"), p[at], water[at]))
+            rows.append(
+                row(path.stem, "TerraMesh", TERRAMESH_CLASSES.get(int(code), f"class {code}"), p[at], water[at])
+            )
     return rows
 
 

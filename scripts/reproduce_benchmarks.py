@@ -71,7 +71,7 @@ def against_record(found: Mapping[str, Any], record: Mapping[str, Any]) -> list[
 def evaluate_published(ckpt: str, data: str, out: Path) -> dict[str, Any]:
     """Score tables of the published checkpoint by the configuration of its own stage."""
     from cryosentinel.evaluation.evaluate import evaluate
-    from cryosentinel.evaluation.predictors import model_predictor
+    from cryosentinel.evaluation.predictors import ModelPredictor
     from cryosentinel.hub import download_dataset
     from cryosentinel.models.checkpoint import load_segmenter, resolve_checkpoint
     from cryosentinel.training.config import parse
@@ -84,7 +84,7 @@ def evaluate_published(ckpt: str, data: str, out: Path) -> dict[str, Any]:
         root = download_dataset(data, regions=yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["regions"])
     module = build(*parse(config, {"data.root": str(root)}))[1]
     module.setup()
-    predict = model_predictor(load_segmenter(path, config, root / paths.STATISTICS_FILE), 4)
+    predict = ModelPredictor(load_segmenter(path, config, root / paths.STATISTICS_FILE), 4)
     rows = {split: module.rows[split].tolist() for split in ("val", "test")}
     done = evaluate(predict, module.store, rows, out, digest=sha256(path), block_size=module.block_size)
     return {split: done.table(split) for split in rows}

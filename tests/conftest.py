@@ -65,3 +65,16 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
             assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
             log.write_text(result.stdout, encoding="utf-8")
     return TinyStudy(study.outputs, study.chapters, log.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def ckpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that opens as the index model."""
+    from test_predict import PixelModel
+
+    from cryosentinel.mapping import product
+
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(product, "_load", lambda *_: PixelModel().eval())
+    return path

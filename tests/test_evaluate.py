@@ -17,7 +17,7 @@ from cryosentinel.data.chips import Chip  # noqa: E402
 from cryosentinel.errors import InputError  # noqa: E402
 from cryosentinel.evaluation import metrics  # noqa: E402
 from cryosentinel.evaluation.evaluate import evaluate, score_maps, table_path  # noqa: E402
-from cryosentinel.evaluation.predictors import ModelPredictor, model_predictor  # noqa: E402
+from cryosentinel.evaluation.predictors import ModelPredictor  # noqa: E402
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps  # noqa: E402
 from cryosentinel.evaluation.scores import INVALID, read_scores  # noqa: E402
 from cryosentinel.evaluation.summary import headline  # noqa: E402
@@ -258,14 +258,14 @@ class Brightness(torch.nn.Module):
 def test_the_model_predictor_averages_flips_in_logit_space():
     model = Brightness().train()
     batch = {"S2L2A": torch.rand(2, 12, SIZE, SIZE) * 12_000}
-    plain = model_predictor(model, flips=1)(batch)
+    plain = ModelPredictor(model, flips=1)(batch)
     np.testing.assert_allclose(plain, torch.sigmoid(model(batch)).detach().numpy(), atol=1e-6)
-    flipped = model_predictor(model, flips=4)(batch)
+    flipped = ModelPredictor(model, flips=4)(batch)
     # The column weights cancel under a left-right flip.
     expected = torch.sigmoid((batch["S2L2A"][:, 2] - 6000) / 2000).numpy()
     np.testing.assert_allclose(flipped, expected, atol=1e-5)
     assert not model.training and flipped.dtype == np.float32
-    assert model_predictor(model, 4, "bf16-mixed").settings == {"flips": 4, "precision": "bf16-mixed"}
+    assert ModelPredictor(model, 4, "bf16-mixed").settings == {"flips": 4, "precision": "bf16-mixed"}
 
 
 def test_views_leave_how_far_they_disagree():

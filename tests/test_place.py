@@ -12,13 +12,12 @@ import pytest
 import rasterio
 import shapely
 from pyproj import Transformer
-from test_predict import PixelModel
 
 from cryosentinel.cli import main
 from cryosentinel.data.chips import read_geotiff
 from cryosentinel.errors import InputError
 from cryosentinel.ingest.grid import tiles
-from cryosentinel.mapping import place, product
+from cryosentinel.mapping import place
 from cryosentinel.mapping.change import comparison_notes
 from cryosentinel.mapping.place import mosaic_tags, place_name, place_scenes
 
@@ -32,15 +31,6 @@ BOX = (CORNERS[0][0], CORNERS[1][0], CORNERS[0][1], CORNERS[1][1])
 
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.fixture
-def ckpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that opens as the index model."""
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(b"weights")
-    monkeypatch.setattr(product, "_load", lambda *_: PixelModel().eval())
-    return path
 
 
 def test_one_command_from_a_box_and_a_year_to_lakes(

@@ -7,7 +7,7 @@ import torch
 
 from cryosentinel import precision
 from cryosentinel.errors import ConfigError
-from cryosentinel.evaluation.predictors import model_predictor
+from cryosentinel.evaluation.predictors import ModelPredictor
 from cryosentinel.precision import choose, device_of, native_bfloat16
 
 
@@ -74,6 +74,6 @@ def test_autocast_follows_and_evaluation_follows(native):
             return batch["S2L2A"]
 
     for wanted, dtype in (("32-true", torch.float32), ("auto", torch.bfloat16 if native else torch.float32)):
-        predict = model_predictor(Net(), 1, wanted)
+        predict = ModelPredictor(Net(), 1, wanted)
         assert predict({"S2L2A": torch.zeros(1, 4, 4)}).dtype.name == "float32"
         assert seen.pop() == dtype and predict.settings["precision"] == predict.precision.name

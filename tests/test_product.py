@@ -51,15 +51,6 @@ def ground(height: int, width: int) -> np.ndarray:
 
 
 @pytest.fixture
-def ckpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint that opens as the index model."""
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(b"weights")
-    monkeypatch.setattr(product, "_load", lambda *_: PixelModel().eval())
-    return path
-
-
-@pytest.fixture
 def scenes(tmp_path: Path) -> list[Path]:
     """Two scenes side by side with a lake across their border and one more in each."""
     both = ground(230, 1400)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cryosentinel import paths
-from cryosentinel.files import read_json
 
 #: Names of the baselines in words; others are shown under their own.
 BASELINES = {
@@ -134,7 +133,7 @@ class Sources:
 
     def recorded(self, name: str) -> bool:
         """Whether the record of the standard run holds a figure."""
-        return name in read_json(self.paths["standard"])["metrics"]
+        return name in self.records("standard")
 
     def figure(self, reference: str) -> Figure:
         """Look a figure up.

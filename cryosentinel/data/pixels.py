@@ -163,6 +163,33 @@ def clean(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> tuple[np.ndarray, 
     return s2, filled, np.clip(dem, *DEM_RANGE)
 
 
+def draw(where: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Flat indices of up to ``count`` of the pixels where ``where`` holds, drawn without replacement."""
+    at = np.flatnonzero(where)
+    return rng.choice(at, min(count, len(at)), replace=False)
+
+
+def draw_classes(
+    lake: np.ndarray, valid: np.ndarray, per_class: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to ``per_class`` valid lake pixels of a chip and as many others.
+
+    Args:
+        lake, valid: bool, of one shape.
+        per_class: pixels of each class.
+        rng: of the draw.
+
+    Returns:
+        flat indices (n,), lake first, and weights (n,): the valid pixels of its class that each one stands for.
+    """
+    drawn, weights = [], []
+    for wanted in (valid & lake, valid & ~lake):
+        taken = draw(wanted, per_class, rng)
+        drawn.append(taken)
+        weights.append(np.full(len(taken), np.count_nonzero(wanted) / max(len(taken), 1)))
+    return np.concatenate(drawn), np.concatenate(weights)
+
+
 def few_values(features: np.ndarray, count: int = 250) -> np.ndarray:
     """Features of sampled pixels with at most ``count`` values each: every value gives way to the mean of its quantile.
 

@@ -105,19 +105,15 @@ def sample_pixels(
         InputError: the chips hold no lake pixel, or nothing else.
     """
     from cryosentinel.data.chips import clean
+    from cryosentinel.data.pixels import draw_classes
 
     features, lake, weights = [], [], []
     for row in rows:
         chip, rng = store[int(row)], np.random.default_rng([seed, int(row)])
-        label, valid = chip.mask.reshape(-1) > 0, chip.valid.reshape(-1)
-        drawn: list[np.ndarray] = []
-        for wanted in (True, False):
-            candidates = np.flatnonzero(valid & (label == wanted))
-            taken = rng.choice(candidates, min(per_class, len(candidates)), replace=False)
-            drawn.append(taken)
-            weights.append(np.full(len(taken), len(candidates) / max(len(taken), 1)))
-            lake.append(np.full(len(taken), wanted))
-        at = np.concatenate(drawn)
+        label = chip.mask.reshape(-1) > 0
+        at, weight = draw_classes(label, chip.valid.reshape(-1), per_class, rng)
+        lake.append(label[at])
+        weights.append(weight)
         planes = INPUTS[inputs](*clean(chip.s2, chip.s1, chip.dem))
         features.append(planes.reshape(len(planes), -1)[:, at].T)
     y, weight = np.concatenate(lake), np.concatenate(weights)

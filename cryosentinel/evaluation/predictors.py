@@ -26,6 +26,12 @@ class Predictor(Protocol):
         ...
 
 
+def left_beside(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of what :class:`ModelPredictor` leaves in its ``views`` under such settings: nothing of a single view."""
+    averages = (settings["flips"] > 1 or "turns" in settings) and "adaptive" not in settings
+    return ("first", "spread") if averages else ()
+
+
 class ModelPredictor:
     """A segmenter with flip averaging in logit space.
 
@@ -58,9 +64,9 @@ class ModelPredictor:
         self._device = next(segmenter.parameters()).device
         self.precision = choose(precision, self._device.type)
         self.settings: dict[str, Any] = {"flips": flips, "precision": self.precision.name}
-        self.beside = ("first", "spread") if (turns or flips > 1) and not adaptive else ()
         self.settings |= ({"turns": True} if turns else {}) | ({"without": list(without)} if without else {})
         self.settings |= {"adaptive": True} if adaptive else {}
+        self.beside = left_beside(self.settings)
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """See :class:`Predictor`."""
@@ -83,8 +89,3 @@ class ModelPredictor:
             self.views = {"first": each[0].cpu().numpy(), "spread": spread.cpu().numpy()}
         # Added one after the other, as everywhere else: a mean over the stack may differ in the last bit.
         return torch.sigmoid(functools.reduce(torch.add, logits) / len(views)).cpu().numpy()
-
-
-def model_predictor(segmenter: torch.nn.Module, flips: int = 4, precision: str = "auto") -> ModelPredictor:
-    """See :class:`ModelPredictor`."""
-    return ModelPredictor(segmenter, flips, precision)

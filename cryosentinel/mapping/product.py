@@ -65,6 +65,13 @@ def default_weights() -> Path:
     return found[0]
 
 
+def chosen_weights(ckpt: str | os.PathLike[str] | None) -> Path:
+    """The file that a checkpoint means, or the package's own weights where none is named."""
+    from cryosentinel.models.checkpoint import resolve_checkpoint
+
+    return default_weights() if ckpt is None else Path(resolve_checkpoint(ckpt))
+
+
 def chip_scenes(
     data: str | os.PathLike[str], region: str, year: int, folder: str | os.PathLike[str], n_chips: int | None = None
 ) -> list[Scene]:
@@ -158,10 +165,9 @@ def map_lakes(
             raise InputError(f"There is no file {path}; check the path.")
     area_intervals = Intervals.read(intervals) if intervals is not None else None
     model = None if model is None else paths.config(model)
-    from cryosentinel.models.checkpoint import resolve_checkpoint
     from cryosentinel.precision import choose
 
-    checkpoint = Path(resolve_checkpoint(ckpt) if ckpt is not None else default_weights()).resolve()
+    checkpoint = chosen_weights(ckpt).resolve()
     precision = choose(options.precision, device.partition(":")[0])
     options = replace(options, precision=precision.name)  # decided here for all workers
     settings = {

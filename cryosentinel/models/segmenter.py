@@ -397,19 +397,23 @@ class Segmenter(nn.Module):
 
     def features(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the stem is given: (B, F, H, W) of a batch in physical units, for its warm-up on single pixels."""
-        return pixel_features({m: self._normalised(m, batch[m]) for m in self.config.modalities}, batch)
+        return self._features({m: self._normalised(m, batch[m]) for m in self.config.modalities}, batch)
+
+    def _features(self, inputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The same of inputs that are normalised; what is withheld stands at the mean of the training data."""
+        like = next(iter(inputs.values()))
+        whole = {
+            m: batch[m] if m in inputs else getattr(self, f"mean_{m}").expand(len(like), -1, *like.shape[-2:])
+            for m in self.config.modalities
+        }
+        normalised = {m: inputs[m] if m in inputs else torch.zeros_like(whole[m]) for m in self.config.modalities}
+        return pixel_features(normalised, whole)
 
     def _with_stem(
         self, stem: AllBandStem, inputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """Logits of the stem, fused with what the network makes of the context."""
-        like = next(iter(inputs.values()))
-        # What is withheld stands at the mean of the training data.
-        whole = {
-            m: batch[m] if m in inputs else getattr(self, f"mean_{m}").expand(len(like), -1, *like.shape[-2:])
-            for m in self.config.modalities
-        }
-        features = self.features(whole)
+        features = self._features(inputs, batch)
         hidden = stem.hidden(features)
         context: torch.Tensor | None = None
         if self.config.architecture == "unet":
@@ -433,7 +437,7 @@ class Segmenter(nn.Module):
         if len(modalities) < len(self.config.modalities) and fixed:
             raise InputError(
                 "A U-Net on stacked bands, and TerraMind merged by concat, cannot leave a modality out; give all of "
-                f" {', '.join(self.config.modalities)}."
+                f"{', '.join(self.config.modalities)}."
             )
         return tuple(m for m in self.config.modalities if m in modalities)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cryosentinel.data.chips import Chip, clean
-from cryosentinel.data.pixels import few_values
+from cryosentinel.data.pixels import draw, few_values
 from cryosentinel.data.split import block_ids
 from cryosentinel.errors import InputError
 from cryosentinel.indices import dem_shape, mndwi, ndwi, slope
@@ -141,8 +141,7 @@ def standing_water_aucs(root: str | os.PathLike[str], per_body: int = 40) -> dic
         bands = np.concatenate([s2, 10 ** (s1 / 10) * 1e4]).reshape(14, -1)
         ground = dem[0].astype(np.float64), slope(dem[0]), np.isin(truth.material, _ICE)
         for body, glacial in _bodies(chip, truth):
-            at = np.flatnonzero(body)
-            at = rng.choice(at, min(per_body, len(at)), replace=False)
+            at = draw(body, per_body, rng)
             colour.append(bands[:, at].T)
             counts.append(len(at))
             context.append(_surroundings(truth, *ground, body))
@@ -289,10 +288,7 @@ def _sample(
                 shore = distance_transform_cdt(water, "taxicab") + distance_transform_cdt(~water, "taxicab")
                 usable &= shore > from_shore
         usable[:2], usable[-2:], usable[:, :2], usable[:, -2:] = False, False, False, False
-        chosen = []
-        for value in (0, 1):
-            at = np.flatnonzero(usable & (truth.lake == value))
-            chosen.append(generator.choice(at, min(per_class, len(at)), replace=False))
+        chosen = [draw(usable & (truth.lake == value), per_class, generator) for value in (0, 1)]
         yield chip, truth, np.concatenate(chosen)
 
 

@@ -95,7 +95,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     from cryosentinel.evaluation.bootstrap import difference, estimate
     from cryosentinel.evaluation.evaluate import chip_batches
     from cryosentinel.evaluation.metrics import ALL_THRESHOLDS, best_threshold
-    from cryosentinel.evaluation.predictors import model_predictor
+    from cryosentinel.evaluation.predictors import ModelPredictor
     from cryosentinel.models.checkpoint import load_segmenter
     from cryosentinel.models.segmenter import parameter_counts
     from cryosentinel.precision import choose
@@ -123,7 +123,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
         name: baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth) for name in names
     }
     segmenters = {name: load_segmenter(path) for name, path in soups.items()}
-    predictors |= {name: model_predictor(segmenter, flips=1) for name, segmenter in segmenters.items()}
+    predictors |= {name: ModelPredictor(segmenter, flips=1) for name, segmenter in segmenters.items()}
     _, batch = next(chip_batches(module.store, module.rows["test"].tolist(), 4))
     seconds = seconds_a_chip(predictors, batch)
 

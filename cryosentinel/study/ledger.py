@@ -344,11 +344,11 @@ def _headline(f: Facts) -> Entry:
 @_claim
 def _same_protocol(f: Facts) -> Entry:
     lakes, chips = f.published["literature_cohort_lakes"], f.published["chips_val"]
-    name = "compared_soup_minus_unet_s1_test_iou"
+    name = "compared_soup_minus_smp_unet_test_iou"
     found, interval = f.study(name), f.interval(name)
     text = f"a cohort of {lakes} lakes there, {chips} chips of three regions here: not one protocol"
     if found and interval:
-        text += f"; on one split the gain over a U-Net on Sentinel-1 is {found[name]:+.3f} "
+        text += f"; on one split the gain over its U-Net, given all bands, is {found[name]:+.3f} "
         text += f"({interval[0]:+.3f} to {interval[1]:+.3f})"
     return Entry(
         f"Same protocol as Adhikari and Regmi, whose IoU is {f.published['literature_val_iou_s1_unet']:.4f}.", CARD,

@@ -215,8 +215,9 @@ class _WhenNeeded:
 
     def __init__(self, open_predictor: Callable[[], ModelPredictor], settings: Mapping[str, Any]) -> None:
         self._open, self.settings = open_predictor, dict(settings)
-        averages = (settings["flips"] > 1 or "turns" in settings) and "adaptive" not in settings
-        self.beside = ("first", "spread") if averages else ()
+        from cryosentinel.evaluation.predictors import left_beside
+
+        self.beside = left_beside(settings)
 
     @cached_property
     def _predictor(self) -> ModelPredictor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cryosentinel.data.dataset import ChipDataset
+from cryosentinel.data.pixels import draw_classes
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.models.segmenter import Segmenter
 from cryosentinel.training.config import PixelWarmupConfig
@@ -41,15 +42,11 @@ def draw_pixels(
     for k in range(len(rows)):
         batch = chips.__getitems__([k])
         valid, label = batch["valid"].flatten().numpy(), batch["label"].flatten().numpy() > 0.5
-        drawn = []
-        for wanted in (True, False):
-            at = np.flatnonzero(valid & (label == wanted))
-            taken = rng.choice(at, min(per_chip, len(at)), replace=False)
-            drawn.append(taken)
-            lake.append(np.full(len(taken), wanted))
-            weight.append(np.full(len(taken), len(at) / max(len(taken), 1)))
+        at, stands_for = draw_classes(label, valid, per_chip, rng)
+        lake.append(label[at])
+        weight.append(stands_for)
         pixels = model.features(batch)[0].flatten(1)
-        features.append(pixels[:, torch.from_numpy(np.concatenate(drawn))].T)
+        features.append(pixels[:, torch.from_numpy(at)].T)
     y, w = torch.from_numpy(np.concatenate(lake)).float(), torch.from_numpy(np.concatenate(weight)).float()
     if not y.any():
         raise InputError("The training chips show no valid lake pixel to warm the stem up on; use more chips.")
