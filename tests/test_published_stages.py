@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,14 +150,14 @@ def _refuse_network(*_: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory, chips: Path, encoder: Path) -> Stages:
+def stages(tmp_path_factory: pytest.TempPathFactory, chips: Path, encoder: Path) -> Iterator[Stages]:
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("CRYOSENTINEL_OUTPUTS", str(folder / "elsewhere"))
         patch.setattr("cryosentinel.hub.download_file", _refuse_network)
         patch.setattr(socket.socket, "connect", _refuse_network)
-        return Stages(
+        made = Stages(
             folder,
             _fit(FINETUNE, chips),
             _fit(PRETRAIN, chips, **{"model.weights": encoder, "trainer.max_epochs": 1}),
@@ -164,6 +166,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory, chips: Path, encoder: Path)
             _fit(FINETUNE, chips, **{"trainer.max_epochs": 3}),
             _run("soup", f"elsewhere/runs/{FINETUNE}"),
         )
+    yield made
+    shutil.rmtree(folder)  # hundreds of megabytes of checkpoints
 
 
 def _check_saved(run: Path, **overrides: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,8 @@ def test_real_chips_pass_the_guards_that_they_gave():
 def quick(tmp_path_factory):
     """The quick preset, whole: its folder and what its chips contain."""
     root = simulate(tmp_path_factory.mktemp("guards") / "quick", PRESETS["quick"], workers=2, progress=False)
-    return root, r.contents(root)
+    yield root, r.contents(root)
+    shutil.rmtree(root)  # more than a gigabyte
 
 
 @pytest.mark.slow
