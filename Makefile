@@ -50,12 +50,12 @@ lint: $(VENV)/.installed-dev  ## style, types, and notebooks without output
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	@shopt -s nullglob; notebooks=(notebooks/*.ipynb); test $${#notebooks[@]} -eq 0 || $(RUN)/nbstripout --verify "$${notebooks[@]}"
+	@shopt -s nullglob; notebooks=(notebooks/*.ipynb); test $${#notebooks[@]} -eq 0 || $(RUN)/nbstripout --keep-id --verify "$${notebooks[@]}"
 
 format: $(VENV)/.installed-dev  ## put code in the project's style and strip the notebooks
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
-	$(RUN)/nbstripout notebooks/*.ipynb
+	$(RUN)/nbstripout --keep-id notebooks/*.ipynb
 
 clean:  ## remove what was generated; the virtual environment stays
 	rm -rf outputs book/_build book/chapters book/assets .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,10 @@ the sentence alone and exits with status 2; any other exception is a bug and kee
 class CryoSentinelError(Exception):
     """Base of every error that is the input's fault, not the program's."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in the place of a traceback: the sentence, as the command line does."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(CryoSentinelError):
     """A configuration or an option that cannot be used: an unknown key, a value out of range."""

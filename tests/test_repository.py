@@ -210,6 +210,22 @@ def test_every_notebook_begins_with_the_cell_that_installs_where_it_must(monkeyp
     assert installed == ["pip install -q git+https://github.com/someone/lakes", "pip install -q -e .."]
 
 
+def test_notebooks_are_kept_as_reviewers_read_them():
+    """No output, no counts, no metadata of a machine, ids that stay, and JSON whose lines are the lines of the source."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        notebook = json.loads(text)
+        assert json.dumps(notebook, indent=1, ensure_ascii=False) + "\n" == text, f"{path.name}: run make format"
+        assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+        assert notebook["metadata"]["language_info"] == {"name": "python"}, "no version of an interpreter"
+        cells = notebook["cells"]
+        assert len({cell["id"] for cell in cells}) == len(cells)
+        for cell in cells:
+            assert not cell.get("outputs") and cell.get("execution_count") is None and set(cell["metadata"]) <= {"tags"}
+            assert all(line.count("\n") == 1 for line in cell["source"][:-1]), "one line of source a line of the file"
+            assert len(cell["source"]) <= 32, f"{path.name}: a cell longer than a screen belongs in the package"
+
+
 def test_no_file_names_a_machine():
     # A home folder, a temporary folder of a user, or a working folder of somebody's.
     pattern = re.compile(rb"(?<![\w.~])/(?:home|Users|root|work|mnt)/(?!someone)[\w.-]+")

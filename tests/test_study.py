@@ -24,7 +24,7 @@ from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.models.segmenter import SegmenterConfig
 from cryosentinel.study import chapters as study_module
 from cryosentinel.study import comparison
-from cryosentinel.study.chapters import NOTEBOOKS, check_parameters, notebook_parameters, run_seeds, seed_summary
+from cryosentinel.study.chapters import NOTEBOOKS, notebook_parameters, run_seeds, seed_summary
 from cryosentinel.study.metrics_file import MetricsFile
 from cryosentinel.study.study import Study
 
@@ -112,12 +112,6 @@ def test_the_weights_in_the_box_find_lakes_of_another_world(tiny_study: TinyStud
     lake = np.stack([study.truth[store.index.chip_id.iloc[row]].lake > 0 for row in rows])
     called = ModelPredictor(load_segmenter(default_weights()), 1)(batch) >= 0.5
     assert (called & lake).sum() / (called | lake).sum() > 0.6
-
-
-def test_unknown_parameters_of_a_notebook_are_refused() -> None:
-    with pytest.raises(ConfigError, match="thresold"):
-        check_parameters({"thresold": 0.4})
-    assert check_parameters({"threshold": 0.4})["03_evaluate"] == {"threshold": 0.4}
 
 
 def test_unknown_parameters_are_refused_by_the_command(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
 from cryosentinel.files import read_json, replacing, sha256, write_json
 from cryosentinel.paths import CONFIGS, PACKAGE, project_root
 from cryosentinel.study import ledger
+from cryosentinel.study.parameters import check_names, check_values
 from cryosentinel.study.study import Study
 
 NOTEBOOKS = (
@@ -44,13 +45,12 @@ def check_parameters(parameters: Mapping[str, Any], names: Sequence[str] = NOTEB
         notebook -> its share of ``parameters``.
 
     Raises:
-        ConfigError: a parameter that no notebook knows (papermill alone would only warn).
+        ConfigError: a parameter that no notebook knows (papermill alone would only warn), or a value out of range.
+        InputError, CheckpointError: a folder or a file that is not there.
     """
     known = {name: notebook_parameters(name) for name in names}
-    every = sorted({parameter for of_one in known.values() for parameter in of_one})
-    for parameter in parameters:
-        if parameter not in every:
-            raise ConfigError(f"No notebook has a parameter {parameter!r}; known are {', '.join(every)}.")
+    check_names(parameters, {parameter for of_one in known.values() for parameter in of_one})
+    check_values(parameters)
     return {name: {k: v for k, v in parameters.items() if k in known[name]} for name in names}
 
 
