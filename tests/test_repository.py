@@ -211,7 +211,7 @@ def test_every_notebook_begins_with_the_cell_that_installs_where_it_must(monkeyp
 
 
 def test_notebooks_are_kept_as_reviewers_read_them():
-    """No output, no counts, no metadata of a machine, ids that stay, and JSON whose lines are the lines of the source."""
+    """No output, no counts, no metadata of a machine, ids that stay, a line of source is a line of JSON."""
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")
         notebook = json.loads(text)

@@ -105,7 +105,7 @@ def check(namespace: Mapping[str, Any]) -> None:
     given: list[str] = []
     for cell in namespace.get("In", ()):
         if cell.startswith(_INJECTED):
-            given = [node.targets[0].id for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+            given = [node.id for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
     check_names(given, declared)
     check_values({name: namespace[name] for name in declared})
 
