@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from cryosentinel.errors import ConfigError
 from cryosentinel.training.distance import DistanceCache, signed_distance
-from cryosentinel.training.losses import TERMS, LossConfig, SixTermLoss
+from cryosentinel.training.losses import TERMS, LossConfig, SixTermLoss, label_rim
 
 SIZE = 48
 
@@ -190,6 +190,22 @@ def test_invalid_pixels_do_not_matter_even_if_not_a_number():
     assert torch.equal(first[1][valid], second[1][valid]) and not second[1][~valid].any()
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_pixels_of_a_labels_rim_do_not_matter(width):
+    rng = np.random.default_rng(5)
+    label = ndimage.binary_dilation(rng.random((2, 24, 24)) < 0.02, np.ones((1, 5, 5)))
+    inner = np.stack([ndimage.binary_erosion(chip, np.ones((3, 3)), width, border_value=1) for chip in label])
+    assert 0 < inner.sum() < label.sum()
+    logits, y = torch.from_numpy(rng.normal(size=label.shape)), torch.from_numpy(label).double()
+    valid = torch.from_numpy(rng.random(label.shape) < 0.9)
+    assert torch.equal(label_rim(y, width), torch.from_numpy(label & ~inner)) and not label_rim(y, 0).any()
+    distance = torch.from_numpy(np.stack([signed_distance(chip) for chip in label]))
+    total, terms = SixTermLoss(LossConfig(ignore_rim=width))(logits, y, valid, distance)
+    expected, of_each = SixTermLoss()(logits, y, valid & ~torch.from_numpy(label & ~inner), distance)
+    assert total == expected and terms == of_each
+    assert total != SixTermLoss()(logits, y, valid, distance)[0]
+
+
 def test_order_better_predictions_cost_less():
     _, label, valid = batch()
     sign = 2 * label - 1
@@ -248,7 +264,7 @@ def test_distance_cache_is_bounded():
 
 
 def test_settings_out_of_range_are_refused():
-    for wrong in ({"ohem_keep": 0.0}, {"label_smoothing": 0.7}, {"dice_form": "round"}, {"bce": -1.0}):
+    for wrong in ({"ohem_keep": 0.0}, {"ignore_rim": -1}, {"label_smoothing": 0.7}, {"dice_form": "round"}, {"bce": -1.0}):
         with pytest.raises(ConfigError, match="loss"):
             LossConfig(**wrong)
 

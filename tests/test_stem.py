@@ -15,6 +15,7 @@ from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segm
 from cryosentinel.models.stem import feature_count
 from cryosentinel.sensors import MODALITIES, PUBLISHED_STATISTICS
 from cryosentinel.training.config import PixelWarmupConfig
+from cryosentinel.training.losses import label_rim
 from cryosentinel.training.warmup import draw_pixels, warm_up
 
 
@@ -99,6 +100,15 @@ def test_pixels_stand_for_their_class(store):
     share = (masks > 0)[valid > 0].mean()
     assert float((weight * lake).sum() / weight.sum()) == pytest.approx(share, rel=1e-4)
     assert lake.mean() > share  # lake pixels were drawn more often, and weigh less
+
+
+def test_warm_up_draws_no_pixel_of_a_labels_rim(store):
+    with torch.no_grad():
+        drawn = [draw_pixels(make(), store, range(6), 10**6, 3, ignore_rim=width)[1] for width in (0, 1)]
+    lakes = [torch.from_numpy(store[k].mask > 0).reshape(1, *store[k].mask.shape[-2:]) for k in range(6)]
+    valid = [torch.from_numpy(store[k].valid).reshape(lakes[k].shape) for k in range(6)]
+    rims = sum(int((label_rim(lake.float(), 1) & seen).sum()) for lake, seen in zip(lakes, valid, strict=True))
+    assert rims and drawn[0].sum() - drawn[1].sum() == rims and len(drawn[0]) - len(drawn[1]) == rims
 
 
 def test_warm_up_teaches_the_stem_alone_and_follows_from_its_seed(store):

@@ -238,7 +238,8 @@ def prepare_task(
     task.configure_model()
     if start_weights and run.model.weights is None and run.pixel_warmup.steps:
         # Every rank draws the same pixels, so all begin with the same weights.
-        before, after = warm_up(task.model, data.store, data.rows["train"], run.pixel_warmup, run.seed)  # type: ignore[arg-type]
+        store, rows = data.store, data.rows["train"]
+        before, after = warm_up(task.model, store, rows, run.pixel_warmup, run.seed, run.loss.ignore_rim)  # type: ignore[arg-type]
         if is_rank_zero():
             print(f"Stem warmed up on single pixels: cross-entropy {before:.3f} before, {after:.3f} after.", flush=True)
     return task

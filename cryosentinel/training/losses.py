@@ -45,6 +45,9 @@ class LossConfig:
         label_smoothing: s in label (1 - s) + (1 - label) s, in the cross-entropy alone.
         boundary_unit: "pixel": distances in pixels; "chip": as a share of the chip's side, which keeps the term
             within about one.
+        ignore_rim: so many pixels inside a label's edge count in no term, see :func:`label_rim`. Outlines burnt
+            all-touched call every pixel lake that a shore touches; without the rim the network decides there by what
+            it sees.
     """
 
     bce: float = 0.5
@@ -64,6 +67,7 @@ class LossConfig:
     ohem_min: int = 4096
     label_smoothing: float = 0.0
     boundary_unit: Literal["pixel", "chip"] = "pixel"
+    ignore_rim: int = 0
 
     def __post_init__(self) -> None:
         for name in TERMS:
@@ -73,6 +77,8 @@ class LossConfig:
             raise ConfigError(f"loss.ohem_keep is a share of the pixels and must be in (0, 1], not {self.ohem_keep}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"loss.label_smoothing must be in [0, 0.5), not {self.label_smoothing}.")
+        if self.ignore_rim < 0:
+            raise ConfigError(f"loss.ignore_rim is a number of pixels and must be at least 0, not {self.ignore_rim}.")
         if self.dice_form not in ("flat", "generalised") or self.boundary_unit not in ("pixel", "chip"):
             raise ConfigError('loss.dice_form is "flat" or "generalised", loss.boundary_unit is "pixel" or "chip".')
 
@@ -100,6 +106,23 @@ def _gathered(values: Tensor) -> Tensor:
     parts = [values.new_zeros(longest) for _ in lengths]
     dist.all_gather(parts, torch.cat([values, values.new_zeros(longest - len(values))]))
     return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+
+def label_rim(label: Tensor, width: int) -> Tensor:
+    """Lake pixels within ``width`` pixels of the label's edge (8 neighbours); the frame of the image is no edge.
+
+    Args:
+        label: (B, H, W) in {0, 1}.
+        width: pixels; 0 for none.
+
+    Returns:
+        bool (B, H, W).
+    """
+    lake = label > 0.5
+    if not width:
+        return torch.zeros_like(lake)
+    near_land = F.max_pool2d((~lake)[:, None].float(), 2 * width + 1, stride=1, padding=width)[:, 0] > 0
+    return lake & near_land
 
 
 def hardest(losses: Tensor, valid: Tensor, keep: float, minimum: int) -> Tensor:
@@ -215,8 +238,9 @@ class SixTermLoss(nn.Module):
         if distance is None and self.config.boundary:
             maps = [torch.from_numpy(signed_distance(chip)) for chip in label.detach().cpu().numpy()]
             distance = torch.stack(maps).to(logits.device)
+        valid = valid.bool() & ~label_rim(label, self.config.ignore_rim)
         with torch.autocast(logits.device.type, enabled=False):
-            terms = self._terms(logits, label, valid.bool(), distance)
+            terms = self._terms(logits, label, valid, distance)
             total = sum((getattr(self.config, name) * value for name, value in terms.items()), logits.new_zeros(()))
             total = total.detach() + _ranks() * (total - total.detach()) if _ranks() > 1 else total
         return total, {name: value.detach() for name, value in terms.items()}

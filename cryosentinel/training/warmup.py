@@ -15,13 +15,14 @@ from cryosentinel.data.pixels import draw_classes
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.models.segmenter import Segmenter
 from cryosentinel.training.config import PixelWarmupConfig
+from cryosentinel.training.losses import label_rim
 
 if TYPE_CHECKING:
     from cryosentinel.data.store import ChipStore
 
 
 def draw_pixels(
-    model: Segmenter, store: ChipStore, rows: Sequence[int], per_chip: int, seed: int
+    model: Segmenter, store: ChipStore, rows: Sequence[int], per_chip: int, seed: int, ignore_rim: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features of valid training pixels, up to ``per_chip`` lake and as many others from each chip.
 
@@ -30,6 +31,7 @@ def draw_pixels(
         store, rows: the training chips.
         per_chip: pixels of a class.
         seed: of the draw.
+        ignore_rim: pixels inside a label's edge that are not drawn, as in the loss.
 
     Returns:
         features (n, F), lake (n,) of 0 and 1, weight (n,) with mean 1: how many pixels of its chip each one stands for.
@@ -41,7 +43,8 @@ def draw_pixels(
     features, lake, weight = [], [], []
     for k in range(len(rows)):
         batch = chips.__getitems__([k])
-        valid, label = batch["valid"].flatten().numpy(), batch["label"].flatten().numpy() > 0.5
+        drawn = batch["valid"] & ~label_rim(batch["label"], ignore_rim)
+        valid, label = drawn.flatten().numpy(), batch["label"].flatten().numpy() > 0.5
         at, stands_for = draw_classes(label, valid, per_chip, rng)
         lake.append(label[at])
         weight.append(stands_for)
@@ -54,7 +57,7 @@ def draw_pixels(
 
 
 def warm_up(
-    model: Segmenter, store: ChipStore, rows: Sequence[int], config: PixelWarmupConfig, seed: int
+    model: Segmenter, store: ChipStore, rows: Sequence[int], config: PixelWarmupConfig, seed: int, ignore_rim: int = 0
 ) -> tuple[float, float]:
     """Train the stem's own logits on single pixels by weighted cross-entropy.
 
@@ -63,6 +66,7 @@ def warm_up(
         store, rows: the training chips.
         config: steps, pixels and rate.
         seed: of the draws.
+        ignore_rim: see :func:`draw_pixels`.
 
     Returns:
         the loss over all drawn pixels before and after.
@@ -75,7 +79,7 @@ def warm_up(
     if stem is None:
         raise ConfigError("pixel_warmup trains a stem, and this model has none; set model.stem_channels or steps: 0.")
     with torch.no_grad():
-        features, lake, weight = draw_pixels(model, store, rows, config.per_chip, seed)
+        features, lake, weight = draw_pixels(model, store, rows, config.per_chip, seed, ignore_rim)
 
     def loss(at: torch.Tensor | slice) -> torch.Tensor:
         image = features[at].T[None, :, None, :].contiguous(memory_format=torch.channels_last)
