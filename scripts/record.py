@@ -15,9 +15,10 @@ from typing import Any
 from cryosentinel import paths
 from cryosentinel.errors import CryoSentinelError, InputError
 from cryosentinel.files import read_json, write_json
+from cryosentinel.study.comparison import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
-STANDARD = "cryosentinel study --preset standard --parameters.networks true"
+STANDARD = "cryosentinel study --preset standard --parameters.networks all"
 
 
 def _made(path: Path, command: str, commit: str) -> dict[str, Any]:
@@ -45,7 +46,9 @@ def standard_record(study: Path, commit: str) -> dict[str, Any]:
         raise InputError(f"{study} holds no comparison with other networks; run {STANDARD} first.")
     seconds = {name: stage["seconds"] for name, stage in timings.items()}
     machines = {"machine": "; ".join(sorted({stage["machine"] for stage in timings.values()}))}
-    return {**_made(study / "metrics.json", STANDARD, commit), **machines, "seconds": seconds, "metrics": metrics}
+    trained = [name for name in NETWORKS if f"compared_{name}_test_iou" in metrics]
+    command = STANDARD if trained == list(NETWORKS) else STANDARD.replace("all", ",".join(trained))
+    return {**_made(study / "metrics.json", command, commit), **machines, "seconds": seconds, "metrics": metrics}
 
 
 def seeds_record(study: Path, commit: str) -> dict[str, Any]:

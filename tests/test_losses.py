@@ -264,7 +264,13 @@ def test_distance_cache_is_bounded():
 
 
 def test_settings_out_of_range_are_refused():
-    for wrong in ({"ohem_keep": 0.0}, {"ignore_rim": -1}, {"label_smoothing": 0.7}, {"dice_form": "round"}, {"bce": -1.0}):
+    for wrong in (
+        {"ohem_keep": 0.0},
+        {"ignore_rim": -1},
+        {"label_smoothing": 0.7},
+        {"dice_form": "round"},
+        {"bce": -1.0},
+    ):
         with pytest.raises(ConfigError, match="loss"):
             LossConfig(**wrong)
 

@@ -79,7 +79,8 @@ def test_a_wrong_parameter_is_one_sentence(outputs: Path, injected: str, kind: t
         ({"leave_out": "pamir,karakorum"}, "karakorum.*known are.*karakoram"),
         ({"real_data": "nowhere"}, "nowhere"),
         ({"panels": 0}, "1 or more"),
-        ({"networks": 1}, "bool"),
+        ({"networks": True}, "type str"),
+        ({"networks": "stem,steam"}, "steam.*rim_counted"),
         ({"out": __file__}, "folder is needed"),
     ],
 )

@@ -485,11 +485,12 @@ def test_readme_shows_the_picture_only_when_it_is_there():
 def test_standard_record_takes_only_a_standard_run(tmp_path):
     from cryosentinel.errors import InputError
 
-    metrics = {"a": {"value": 1}, "compared_soup_test_iou": {"value": 0.5}}
+    metrics = {f"compared_{name}_test_iou": {"value": 0.5} for name in ("soup", "stem")}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     stage = {"seconds": 5.0, "preset": "standard", "date": "2026-01-01", "machine": "Abacus, 2 cores"}
     (tmp_path / "timings.json").write_text(json.dumps({"fit": stage, "soup": stage}))
     made = record.standard_record(tmp_path, "abc")
+    assert made["command"].endswith("--parameters.networks stem")
     assert made["metrics"] == metrics and made["seconds"] == {"fit": 5.0, "soup": 5.0} and made["commit"] == "abc"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"]) and made["machine"] == "Abacus, 2 cores"
     (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cryosentinel import paths
+from cryosentinel.errors import ConfigError
 from cryosentinel.files import read_json
 from cryosentinel.study.machine import machine
 from cryosentinel.study.metrics_file import COUNT, MetricsFile
@@ -44,14 +45,16 @@ class Network:
     Attributes:
         name: of its run and of its figures.
         title: what it is, in words.
-        model: the configuration's section ``model``.
+        model: the configuration's section ``model``; empty for the study's own.
         backbone_mult: the encoder's learning rate as a share of the decoder's.
+        loss: what differs in the section ``loss``.
     """
 
     name: str
     title: str
     model: Mapping[str, Any] = field(hash=False)
-    backbone_mult: float
+    backbone_mult: float = 1.0
+    loss: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 _STEM = {"stem_channels": [64, 32]}
@@ -60,12 +63,13 @@ _TERRAMIND = {"backbone": "terramind_v1_tiny", "decoder": "UNetDecoder", "decode
 NETWORKS = {
     network.name: network
     for network in (
-        Network("stem", "all-band stem alone, no context", {"architecture": "pixel", **_STEM}, 1.0),
+        Network("stem", "all-band stem alone, no context", {"architecture": "pixel", **_STEM}),
+        Network("rim_counted", "the study's own network, the rim of the labels counted", {}, loss={"ignore_rim": 0}),
         Network("stem_terramind", "all-band stem with TerraMind tiny", {**_TERRAMIND, **_STEM}, 0.5),
         Network("terramind", "TerraMind tiny with index refiner", {**_TERRAMIND, "refiner": True}, 0.5),
         Network(
             "smp_unet", "U-Net EfficientNet-B3, all bands",
-            {"architecture": "smp_unet", "encoder_name": "efficientnet-b3"}, 1.0,
+            {"architecture": "smp_unet", "encoder_name": "efficientnet-b3"},
         ),
     )
 }  # fmt: skip
@@ -75,6 +79,19 @@ NAMES = {
     **{name: network.title for name, network in NETWORKS.items()},
     OWN: "all-band stem with a small U-Net (the study's own)",
 }
+
+
+def chosen(networks: str) -> list[str]:
+    """Names of :data:`NETWORKS` from words as "all", "stem,terramind" or "".
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    names = list(NETWORKS) if networks == "all" else [name.strip() for name in networks.split(",") if name.strip()]
+    for name in names:
+        if name not in NETWORKS:
+            raise ConfigError(f"There is no network {name!r} to compare with; choose among all, {', '.join(NETWORKS)}.")
+    return names
 
 
 def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str, dict[str, Any]]:
@@ -177,7 +194,7 @@ def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
     if not entries:
         return (
             {},
-            "No comparison is recorded: cryosentinel study --preset standard --parameters.networks true makes it.",
+            "No comparison is recorded: cryosentinel study --preset standard --parameters.networks all makes it.",
         )
     return entries, (
         f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}); what the "

@@ -16,6 +16,7 @@ from cryosentinel import paths
 from cryosentinel.errors import ConfigError, CryoSentinelError
 from cryosentinel.evaluation.scores import threshold_bin
 from cryosentinel.sensors import REGIONS
+from cryosentinel.study.comparison import chosen
 from cryosentinel.study.study import PRESET_NAMES
 
 #: Papermill's comment on the cell that it puts behind the parameters.
@@ -33,6 +34,11 @@ def _from(least: int) -> Callable[[Any], str]:
 def _regions(value: str) -> str:
     unknown = [name for name in value.split(",") if value and name not in REGIONS]
     return f"{unknown[0]!r} is no region; known are {', '.join(REGIONS)}" if unknown else ""
+
+
+def _networks(value: str) -> str:
+    chosen(value)
+    return ""
 
 
 def _checkpoint(value: str) -> str:
@@ -79,7 +85,7 @@ RULES: dict[str, tuple[type, Callable[[Any], str]]] = {
     "threshold": (float, _threshold),
     "seed": (int, _from(0)),
     "max_epochs": (int, _from(0)),
-    "networks": (bool, _one_of(True, False)),
+    "networks": (str, _networks),
     "examples": (int, _from(1)),
     "worst": (int, _from(1)),
     "control": (int, _from(0)),

@@ -75,8 +75,10 @@ def fit(study: Study, network: Network | None = None, **overrides: Any) -> Path:
     run = study.folders.fit(network.name if network else None, keys)
     config = yaml.safe_load(study.config_path.read_text(encoding="utf-8"))
     if network is not None:
-        config["model"], config["optim"]["backbone_mult"] = dict(network.model), network.backbone_mult
-        if not network.model.get("stem_channels"):
+        if network.model:
+            config["model"], config["optim"]["backbone_mult"] = dict(network.model), network.backbone_mult
+        config["loss"] |= network.loss
+        if not config["model"].get("stem_channels"):
             config.pop("pixel_warmup", None)  # there is no stem to warm up
     keys = {"seed": study.seed} | keys | {"data.root": str(study.chips()), "run_name": run.name}
     if (run / SUMMARY).is_file():
