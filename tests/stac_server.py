@@ -8,10 +8,11 @@ bbox, datetime and pages of ``limit`` items at most PAGE), ``/sas/ACCOUNT/CONTAI
 else is files of FOLDER, at the addresses that an S3 client would ask for too (``/BUCKET/KEY``).
 
 Controls: ``GET /.control/log`` gives and ``POST /.control/clear`` empties the list of requests. ``POST
-/.control/faults`` sets failures: {"match": part of the path, "status": code (0: hang up half-way), "every": each n-th
-request of a file that matches, "times": how often at most, "over": only requests of more bytes than this}. ``POST
-/.control/access`` sets what protects files: {"prefix": of the path, "sas": token that the query must hold, or "key": S3
-access key that must sign, "payer": whether the request must accept the costs, "public": signed requests are refused}.
+/.control/faults`` gives the failures so far and sets new ones: {"match": part of the path, "status": code (0: hang up
+half-way), "every": each n-th request of a file that matches, "times": how often at most, "over": only requests of more
+bytes than this}. ``POST /.control/access`` sets what protects files: {"prefix": of the path, "sas": token that the
+query must hold, or "key": S3 access key that must sign, "payer": whether the request must accept the costs, "public":
+signed requests are refused}.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.dumps(self.server.requests).encode()
             for name in ("faults", "access"):
                 if self.path.endswith(name):
+                    body = json.dumps(getattr(self.server, name)).encode()
                     setattr(self.server, name, json.loads(posted))
             if self.path.endswith("clear"):
                 self.server.requests.clear()

@@ -214,7 +214,7 @@ def stored(request, monkeypatch, files):
 
         grid = GeoBox((448, 448), Affine(10, 0, world.LEFT, 0, -10, world.TOP), f"EPSG:{world.EPSG}")
         options = {"dtype": "float32", "nodata": float("nan"), "resampling": "nearest"}
-        return read([item], ["DEM"], grid, service, retries, **options)["DEM"]
+        return read(item, ["DEM"], grid, service, retries, **options)["DEM"]
 
     get.path = path
     return get

@@ -79,7 +79,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "segmentation_models_pytorch": "segmentation-models-pytorch",
     "huggingface_hub": "huggingface-hub",
-    "odc": "odc-stac",
+    "odc": "odc-geo",
     "pystac_client": "pystac-client",
     "jupyter_book": "jupyter-book",
     # Come with the one on the right, which is a requirement:
@@ -95,7 +95,10 @@ DISTRIBUTIONS = {
 
 
 #: Used as programs, not imported: the book, its kernel, and the tools of development.
-PROGRAMS = {"jupyter-book", "ipykernel", "mypy", "nbstripout", "pre-commit", "pytest-xdist", "ruff", "rustac"}
+#: odc-stac shares its name's first part with odc-geo.
+PROGRAMS = {
+    "jupyter-book", "ipykernel", "mypy", "nbstripout", "odc-stac", "pre-commit", "pytest-xdist", "ruff", "rustac",
+}  # fmt: skip
 
 
 def _distributions(sources: Iterable[str]) -> set[str]:

@@ -119,7 +119,7 @@ def _pixel(item: Item, name: str, place: tuple[float, float], catalogue: Catalog
     x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
     grid = GeoBox((1, 1), Affine(10, 0, x // 10 * 10, 0, -10, y // 10 * 10), f"EPSG:{epsg}")
     options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "nearest"}
-    return float(read([item], [name], grid, catalogue.service, settings.retries, **options)[name][0, 0])
+    return float(read(item, [name], grid, catalogue.service, settings.retries, **options)[name][0, 0])
 
 
 def _says(item: Item, modality: str, name: str, pixel: float) -> str:

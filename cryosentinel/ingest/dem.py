@@ -24,21 +24,16 @@ def read_dem(items: Sequence[Item], geobox: Any, settings: Settings, service: Se
         ServiceDownError: a server fails in spite of the retries.
         AccessDeniedError: the service refuses its files.
     """
-    tiles = sorted((item for item in items if "DEM" in item["assets"]), key=lambda item: item["id"])
-    broken = [f"{item['id']} (no asset of elevation)" for item in items if "DEM" not in item["assets"]]
-
-    def load(chosen: Sequence[Item]) -> np.ndarray:
-        options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
-        values = read(chosen, ["DEM"], geobox, service, settings.retries, **options)["DEM"]
-        return np.where((values > DEM_NODATA[0]) & (values < DEM_NODATA[1]), values, np.nan)
-
-    dem = np.full(geobox.shape, np.nan, np.float32)
-    try:
-        dem = load(tiles) if tiles else dem
-    except BrokenAssetError:
-        for tile in tiles:  # one of them is broken: which one shows when they are read one by one
-            try:
-                dem = np.where(np.isfinite(dem), dem, load([tile]))
-            except BrokenAssetError as error:
-                broken.append(str(error))
-    return np.where(np.isfinite(dem), np.rint(dem), -32_768).astype(np.int16)[None], broken
+    dem, broken = np.full(geobox.shape, np.nan, np.float32), []
+    options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
+    for tile in sorted(items, key=lambda item: item["id"]):
+        try:
+            if "DEM" not in tile["assets"]:
+                raise BrokenAssetError(f"{tile['id']} (no asset of elevation)")
+            values = read(tile, ["DEM"], geobox, service, settings.retries, **options)["DEM"]
+        except BrokenAssetError as error:
+            broken.append(str(error))
+            continue
+        held = np.isnan(dem) & (values > DEM_NODATA[0]) & (values < DEM_NODATA[1])
+        dem[held] = values[held]
+    return np.where(np.isnan(dem), -32_768, np.rint(dem)).astype(np.int16)[None], broken

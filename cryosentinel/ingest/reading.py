@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from cryosentinel.errors import HubError
+from cryosentinel.ingest.blocks import BLOCKS
 from cryosentinel.ingest.services import Service, has_s3_keys, keys_file
 
 #: A COG's directory fits in its first kilobytes, it has no side-car files, and neighbouring blocks lie together.
@@ -110,7 +111,7 @@ def first_line(error: BaseException) -> str:
 
 
 def read(
-    items: Sequence[dict[str, Any]],
+    item: dict[str, Any],
     names: Sequence[str],
     geobox: Any,
     service: Service,
@@ -121,18 +122,16 @@ def read(
     resampling: str,
     take: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Read assets of one or several items side by side on a grid.
-
-    Where the grids agree pixels are copied, elsewhere they are resampled. Of items that overlap the first one counts.
+    """Read assets of an item on a grid: pixels are copied where the grids agree, and resampled elsewhere.
 
     Args:
-        items: STAC JSON, assets by our names.
+        item: STAC JSON, assets by our names.
         names: of the assets.
         geobox: grid to read on.
         service: where the files are.
         retries: times that a failure of a server is waited out.
         dtype: of the arrays.
-        nodata: where no item has data; also a value to read as no data where a file states none itself.
+        nodata: where the item has no data; also a value to read as no data where a file states none itself.
         resampling: GDAL's name, such as "bilinear".
         take: called with each asset's name and (H, W) as soon as it is there, from several threads; nothing is returned
             then.
@@ -145,39 +144,17 @@ def read(
         ServiceDownError: a server fails in spite of the retries.
         AccessDeniedError: the service refuses the files.
     """
-    import odc.stac
-    import pystac
-
-    loaded = [pystac.Item.from_dict(item) for item in items]
-    config = {"*": {"assets": {"*": {"data_type": dtype, "nodata": nodata}}}}
-
-    def load(name: str) -> np.ndarray:
-        data = odc.stac.load(
-            loaded,
-            bands=[name],
-            geobox=geobox,
-            dtype=dtype,
-            resampling=resampling,
-            stac_cfg=config,
-            patch_url=lambda href: address(href, service),
-            groupby=lambda *_: 0,  # all on one picture
-            preserve_original_order=True,
-            fail_on_error=True,
-        )
-        return data[name].values[0]
 
     def patient(name: str) -> np.ndarray:
         # Asset by asset, so that one that fails is repeated without the others; options of GDAL hold for a thread.
-        what = "+".join(item["id"] for item in items)
-        said = ""
+        what, href, said = item["id"], item["assets"][name]["href"], ""
         last = max(LOADS, retries + 1) - 1
         for attempt in range(last + 1):
             with gdal(service, retries, forget=attempt > 0):
                 try:
                     if attempt:
-                        for item in items:
-                            _probe(address(item["assets"][name]["href"], service))
-                    return load(name)
+                        _probe(address(href, service))
+                    return _load(href, geobox, service, dtype, nodata, resampling)
                 except HubError:
                     raise
                 except Exception as error:  # GDAL's failures come as several kinds of errors
@@ -192,7 +169,7 @@ def read(
             if attempt == last:
                 if UNREADABLE.search(text):
                     raise BrokenAssetError(f"{what} ({text[:160]})")
-                if any(_ends_early(address(item["assets"][name]["href"], service)) for item in items):
+                if _ends_early(address(href, service)):
                     raise BrokenAssetError(f"{what} (its file for {name} is shorter than its own directory says)")
                 raise ServiceDownError(
                     f"The server of {what} still fails after {retries} retries ({text[:160]}); run the same command "
@@ -208,6 +185,40 @@ def read(
     with ThreadPoolExecutor(min(THREADS, len(names))) as threads:
         done = dict(zip(names, threads.map(one, names), strict=True))
     return {name: found for name, found in done.items() if found is not None}
+
+
+def _load(href: str, geobox: Any, service: Service, dtype: str, nodata: float, resampling: str) -> np.ndarray:
+    """One file on a grid, see :func:`read`."""
+    import rasterio
+    from odc.geo.geobox import GeoBox
+    from odc.geo.overlap import compute_reproject_roi
+    from rasterio.warp import Resampling, reproject
+
+    result = np.full(geobox.shape, nodata, dtype)
+    with rasterio.open(address(href, service), sharing=False) as source:
+        grid, empty = GeoBox.from_rio(source), nodata if source.nodata is None else source.nodata
+        tolerance = 0.9 if resampling == "nearest" else 0.05  # of a pixel: such a shift is none
+        overlap = compute_reproject_roi(grid, geobox, ttol=tolerance)
+        copied = overlap.paste_ok and overlap.read_shrink == 1
+        if not copied:  # and what lies around, for the kernel
+            overlap = compute_reproject_roi(grid, geobox, ttol=tolerance, padding=2)
+        window: Any = overlap.roi_src
+        into: Any = overlap.roi_dst
+        if any(part.start >= part.stop for part in (*window, *into)):
+            return result
+        pixels = BLOCKS.window(href, source, *window).astype(dtype, copy=False)
+        if copied:
+            gap = np.isnan(pixels) if np.isnan(empty) else pixels == empty
+            result[into] = np.where(gap, np.asarray(nodata, dtype), pixels)
+            return result
+        # GDAL would widen its kernel where a window is larger than what it covers: then pixels would depend on the cut.
+        kernel = {"XSCALE": 1, "YSCALE": 1} if overlap.read_shrink == 1 else {}
+        reproject(
+            np.ascontiguousarray(pixels), result, src_transform=grid[window].affine, src_crs=source.crs,
+            src_nodata=empty, dst_transform=geobox.affine, dst_crs=str(geobox.crs), dst_nodata=nodata,
+            resampling=Resampling[resampling], **kernel,
+        )  # fmt: skip
+        return result
 
 
 def _probe(path: str) -> None:

@@ -144,7 +144,7 @@ def _read_frame(item: Item, geobox: Any, settings: Settings, service: Service) -
     if missing:
         raise BrokenAssetError(f"{item['id']} (no asset {', '.join(missing)})")
     options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
-    found = read([item], bands, geobox, service, settings.retries, **options)
+    found = read(item, bands, geobox, service, settings.retries, **options)
     frames = []
     for name in bands:
         values = found[name]

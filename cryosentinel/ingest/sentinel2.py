@@ -227,7 +227,7 @@ def compose(items: Sequence[Item], geobox: Any, needed: np.ndarray, settings: Se
             if missing:
                 raise BrokenAssetError(f"{item['id']} (no asset {', '.join(missing)})")
             found = read(
-                [item], ["SCL"], geobox, service, settings.retries, dtype="uint8", nodata=NO_DATA, resampling="nearest"
+                item, ["SCL"], geobox, service, settings.retries, dtype="uint8", nodata=NO_DATA, resampling="nearest"
             )
         except BrokenAssetError as error:
             result.broken.append(str(error))
@@ -296,7 +296,7 @@ def _fill(
 
     # Digital numbers go to their place band by band, so that no band is held twice; reflectance is made there.
     options: dict[str, Any] = {"dtype": "uint16", "nodata": 0, "resampling": "bilinear"}
-    read([item], S2_BANDS, geobox[box], service, settings.retries, take=put, **options)
+    read(item, S2_BANDS, geobox[box], service, settings.retries, take=put, **options)
     conversions = [stated_conversion(item, band) for band in S2_BANDS]
     offset, note = settle_offset(item, conversions[1], np.stack([samples[band] for band in S2_BANDS]))
     for n, conversion in enumerate(conversions):

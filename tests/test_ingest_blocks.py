@@ -1,0 +1,92 @@
+"""Blocks of remote files: each is asked for once, whatever groups of chips meet on it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import ingest_world as world
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from cryosentinel.ingest.blocks import Blocks, rectangles
+from cryosentinel.ingest.reading import read
+from cryosentinel.ingest.services import Service
+
+SIDE = 3 * world.BLOCK + 40
+
+
+@pytest.fixture
+def path(tmp_path):
+    values = np.arange(SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    world.write_cog(tmp_path / "a.tif", values, world.EPSG, world.LEFT, world.TOP)
+    return tmp_path / "a.tif", values
+
+
+class Counted:
+    """An open dataset that counts the blocks that are read."""
+
+    def __init__(self, source):
+        self.source, self.blocks = source, 0
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def read(self, band, window):
+        found = self.source.read(band, window=window)
+        self.blocks += -(-found.shape[0] // world.BLOCK) * -(-found.shape[1] // world.BLOCK)
+        return found
+
+
+WINDOWS = [np.s_[10:300, 0:500], np.s_[200:SIDE, 300:SIDE], np.s_[0:SIDE, 0:SIDE], np.s_[250:260, 250:260]]
+
+
+@pytest.mark.parametrize(("capacity", "forgets"), [(2**30, False), (8 * 4 * world.BLOCK**2, True)])
+def test_windows_share_blocks_and_forgotten_ones_are_read_again(path, capacity, forgets):
+    blocks = Blocks(capacity)
+    with rasterio.open(path[0]) as opened:
+        source = Counted(opened)
+        for window in WINDOWS:
+            np.testing.assert_array_equal(blocks.window("a", source, *window), path[1][window])
+    assert (source.blocks > 16) == forgets and source.blocks >= 16
+    assert len(blocks.halves) <= 2 and all(half.end <= capacity // 2 for half in blocks.halves)
+
+
+def test_threads_that_want_the_same_blocks_fetch_them_once(path):
+    blocks = Blocks()
+
+    def one(window):
+        with rasterio.open(path[0], sharing=False) as opened:
+            source = Counted(opened)
+            np.testing.assert_array_equal(blocks.window("a", source, *window), path[1][window])
+            return source.blocks
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(one, WINDOWS * 4)) == 16
+
+
+def test_blocks_are_asked_for_in_rectangles():
+    assert rectangles((i, j) for i in range(3) for j in range(2, 6)) == [(0, 2, 3, 4)]
+    corner = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 0)]
+    found = rectangles(corner)
+    assert sorted(found) == [(0, 0, 1, 3), (1, 2, 2, 1), (2, 0, 1, 1)]
+    assert sorted((i + a, j + b) for i, j, down, right in found for a in range(down) for b in range(right)) == sorted(
+        corner
+    )
+
+
+def test_a_neighbour_that_lies_on_blocks_already_read_asks_for_nothing(tmp_path):
+    with world.serve(tmp_path / "files") as files:
+        item = world.dem_item(files)
+        item["assets"] = {"DEM": item["assets"]["data"]}
+        service = Service("stand-in", files.stac, {})
+        options = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
+        received = []
+        for cols in (slice(0, 224), slice(112, 256)):  # of blocks of 256 pixels
+            grid = GeoBox((224, 448), Affine(10, 0, world.LEFT, 0, -10, world.TOP), f"EPSG:{world.EPSG}")[:, cols]
+            found = read(item, ["DEM"], grid, service, 1, **options)["DEM"]
+            np.testing.assert_array_equal(found, world.scene()["dem"][0, :224, cols])
+            received.append(files.count()[1])
+    assert received[1] == received[0] > 0
