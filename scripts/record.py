@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ STANDARD = "cryosentinel study --preset standard --parameters.networks all"
 def _made(path: Path, command: str, commit: str) -> dict[str, Any]:
     day = datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat()
     return {"command": command, "commit": commit, "date": day}
+
+
+def _networks(figures: Mapping[str, Any]) -> str:
+    """The option that trained the networks of which there are figures."""
+    trained = [name for name in NETWORKS if f"compared_{name}_test_iou" in figures]
+    return f" --parameters.networks {'all' if trained == list(NETWORKS) else ','.join(trained)}" if trained else ""
 
 
 def standard_record(study: Path, commit: str) -> dict[str, Any]:
@@ -46,8 +53,7 @@ def standard_record(study: Path, commit: str) -> dict[str, Any]:
         raise InputError(f"{study} holds no comparison with other networks; run {STANDARD} first.")
     seconds = {name: stage["seconds"] for name, stage in timings.items()}
     machines = {"machine": "; ".join(sorted({stage["machine"] for stage in timings.values()}))}
-    trained = [name for name in NETWORKS if f"compared_{name}_test_iou" in metrics]
-    command = STANDARD if trained == list(NETWORKS) else STANDARD.replace("all", ",".join(trained))
+    command = "cryosentinel study --preset standard" + _networks(metrics)
     return {**_made(study / "metrics.json", command, commit), **machines, "seconds": seconds, "metrics": metrics}
 
 
@@ -60,7 +66,7 @@ def seeds_record(study: Path, commit: str) -> dict[str, Any]:
     """
     found = read_json(study / "seeds.json")
     seeds = ",".join(map(str, found["seeds"]))
-    command = f"cryosentinel study --preset {found['preset']} --seeds {seeds}"
+    command = f"cryosentinel study --preset {found['preset']} --seeds {seeds}" + _networks(found["figures"])
     return {**_made(study / "seeds.json", command, commit), **found}
 
 

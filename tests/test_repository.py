@@ -505,8 +505,9 @@ def test_standard_record_takes_only_a_standard_run(tmp_path):
 
 
 def test_seeds_record_names_the_command_that_made_it(tmp_path):
-    found = {"preset": "quick", "seeds": [17, 42], "figures": {}}
+    found = {"preset": "quick", "seeds": [17, 42], "figures": {"compared_stem_test_iou": {}}}
     (tmp_path / "seeds.json").write_text(json.dumps(found))
     made = record.seeds_record(tmp_path, "abc")
-    assert made["command"] == "cryosentinel study --preset quick --seeds 17,42" and made["seeds"] == [17, 42]
+    assert made["command"] == "cryosentinel study --preset quick --seeds 17,42 --parameters.networks stem"
+    assert made["seeds"] == [17, 42]
     assert record.main(["sedes"]) == 2
