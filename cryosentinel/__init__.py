@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; the table below is the 
     from cryosentinel.mapping.scene import predict_scene
     from cryosentinel.models.checkpoint import load_segmenter
     from cryosentinel.models.convert import convert
-    from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter
+    from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, add_architecture, build_segmenter
     from cryosentinel.models.soup import uniform_soup
     from cryosentinel.simulate import TruthStore, render_scene
     from cryosentinel.simulate import simulate as simulate_dataset
@@ -42,6 +42,7 @@ _PLACES = {
     "SegmenterConfig": "models.segmenter",
     "Study": "study.study",
     "TruthStore": "simulate",
+    "add_architecture": "models.segmenter",
     "assign_splits": "data.split",
     "audit": "evaluation.audit",
     "build_segmenter": "models.segmenter",

@@ -24,9 +24,10 @@ from cryosentinel_figures import (  # noqa: E402
     bar_html,
     first_map,
     headline,
+    preset,
     written,
 )
-from cryosentinel_pages import fold_cells  # noqa: E402
+from cryosentinel_pages import NO_DATA, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
 
 from cryosentinel import paths  # noqa: E402
 
@@ -240,6 +241,30 @@ def test_parameters_and_long_cells_are_folded():
     page = ["# Title"]
     fold_cells(None, "intro", page)
     assert page == ["# Title"]
+
+
+def test_the_box_of_a_page_names_the_kinds_of_its_numbers():
+    written = {"source": "notebooks/03_evaluate.ipynb, preset tiny, soup.ckpt"}
+    records = {
+        "a": {**_record(), **written},
+        "b": {**_record(data="real"), **written},
+        "c": {**_record(data="published"), "source": "notebooks/05_limitations.ipynb"},
+    }
+    kinds = chapter_data(records, "03_evaluate")
+    box = data_box(kinds, preset(records)).astext().splitlines()
+    assert [line.split()[0] for line in box if line] == ["simulated", "real"] and "preset tiny" in box[0]
+    assert data_box([]).astext() == NO_DATA
+
+
+def test_images_without_a_description_take_one_from_their_section():
+    from docutils import nodes
+
+    told = nodes.image(uri="b.png", alt="A lake")
+    section = nodes.section("", nodes.title("", "Small lakes"), nodes.paragraph("", "They are shore. And more."))
+    section += [nodes.image(uri="a.png"), told, nodes.title("", "Ice"), nodes.image(uri="c.png")]
+    describe_images(None, section)
+    texts = [image["alt"] for image in section.findall(nodes.image)]
+    assert texts == ["Figure of the section “Small lakes”: They are shore.", "A lake", "Figure of the section “Ice”"]
 
 
 def test_the_reference_reads_signatures_and_sections_from_the_source(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import papermill
@@ -58,6 +59,7 @@ def test_every_notebook_checks_its_parameters_before_it_imports_anything(outputs
         ("threshold = 1.0", ConfigError, r"threshold is 1\.0"),
         ("threshold = True", ConfigError, "True.*float"),
         ("flips = 3", ConfigError, "3; it is one of 1, 2, 4"),
+        ("flips = True", ConfigError, "True.*int"),
         ("seed = -1", ConfigError, "0 or more"),
         ("seed = 1.5", ConfigError, "int"),
         ("ckpt = 7", ConfigError, "-r ckpt"),
@@ -106,6 +108,27 @@ def test_the_study_checks_what_it_hands_on() -> None:
     with pytest.raises(ConfigError, match=r"0\.503"):
         check_parameters({"threshold": 0.503})
     assert check_parameters({"threshold": 0.4})["03_evaluate"] == {"threshold": 0.4}
+
+
+def test_the_sweep_of_the_page_ends_in_a_table_and_a_figure(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(source: str, target: Path, parameters: dict, **_: object) -> None:
+        assert (ROOT / source).is_file() and set(parameters) <= set(_namespace("03_evaluate")["__annotations__"])
+        check_values(parameters)
+        found = {
+            f"lakes_detected_truth/{size}": {"value": parameters["threshold"]}
+            for size in ("under 0.5 ha", "over 10 ha", "frozen")
+        }
+        target.with_name("metrics.json").write_text(json.dumps({**found, "lakes_detected": {"value": None}}))
+
+    monkeypatch.setattr(papermill, "execute_notebook", run)
+    monkeypatch.chdir(outputs)
+    page = (ROOT / "book" / "papermill.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.DOTALL)
+    exec(block, names := {})
+    assert names["table"].shape == (5, 4) and names["table"].to_numpy()[0].tolist() == [0.3] * 4
+    assert "over 10 ha" in capsys.readouterr().out and (outputs / "outputs/sweep/found.png").stat().st_size > 5000
 
 
 def test_papermill_ends_with_the_sentence_and_without_torch(tmp_path: Path) -> None:

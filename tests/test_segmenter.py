@@ -9,12 +9,14 @@ from model_factory import SLIM, batch, slim
 
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.indices import mndwi, ndwi
+from cryosentinel.models import segmenter as segmenter_module
 from cryosentinel.models.segmenter import (
     BACKBONES,
     TERRAMIND_STATISTICS,
     IndexRefiner,
     Segmenter,
     SegmenterConfig,
+    add_architecture,
     build_segmenter,
     published_weights,
 )
@@ -192,6 +194,42 @@ def test_statistics_must_cover_the_modalities():
 def test_batches_of_wrong_shape_end_in_a_sentence(key: str, shape: tuple, sentence: str):
     with pytest.raises(InputError, match=sentence):
         slim()({**batch(1), key: torch.zeros(shape)})
+
+
+class _Mean(torch.nn.Module):
+    """A network of somebody's own: a weighted mean of the normalised bands."""
+
+    def __init__(self, bands: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.arange(float(bands)))
+
+    def forward(self, inputs):
+        return torch.einsum("nchw,c->nhw", torch.cat(list(inputs.values()), dim=1), self.weights)
+
+
+def test_a_network_of_ones_own_is_fed_like_the_packages(tmp_path, monkeypatch):
+    from cryosentinel.models.checkpoint import load_segmenter, save_checkpoint
+
+    monkeypatch.setattr(segmenter_module, "_ADDED", {})
+    with pytest.raises(ConfigError, match="mean_of_bands"):
+        SegmenterConfig(architecture="mean_of_bands")
+    add_architecture("mean_of_bands", lambda config: _Mean(3 if "DEM" in config.modalities else 2), 8)
+    config = SegmenterConfig(architecture="mean_of_bands", modalities=("S1GRD", "DEM"))
+    made, data = build_segmenter(config, PUBLISHED_STATISTICS), batch(2, 136, 144)
+    mean, std = (torch.tensor(v["S1GRD"] + v["DEM"]) for v in (PUBLISHED_STATISTICS.means, PUBLISHED_STATISTICS.stds))
+    normalised = (torch.cat([data["S1GRD"], data["DEM"]], 1) - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    assert torch.allclose(made(data), normalised[:, 1] + 2 * normalised[:, 2], atol=1e-5)
+    with pytest.raises(InputError, match="multiples of 8"):
+        made(batch(1, 132, 132))
+    with pytest.raises(InputError, match="of your own"):
+        made(data, ["DEM"])
+    save_checkpoint(tmp_path / "own.ckpt", made)
+    assert torch.equal(load_segmenter(tmp_path / "own.ckpt")(data), made(data))
+    with pytest.raises(ConfigError, match="pixel"):
+        add_architecture("pixel", lambda config: _Mean(3))
+    segmenter_module._ADDED.clear()  # another program, which has not added the name
+    with pytest.raises(CheckpointError, match="mean_of_bands"):
+        load_segmenter(tmp_path / "own.ckpt")
 
 
 @pytest.mark.parametrize("size", [100, 112, 528])

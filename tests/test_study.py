@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -20,6 +22,7 @@ from conftest import ROOT, TinyStudy
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.files import read_json, write_json
+from cryosentinel.models import segmenter
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.models.segmenter import SegmenterConfig
 from cryosentinel.study import chapters as study_module
@@ -306,45 +309,6 @@ def test_a_wall_time_says_on_which_machine(tmp_path: Path) -> None:
     assert f"{os.cpu_count()} cores" in entry["machine"] and ("not native" in entry["machine"]) != native
 
 
-def test_the_book_builds_from_the_executed_notebooks_without_a_warning(tiny_study: TinyStudy, tmp_path: Path) -> None:
-    ignore = shutil.ignore_patterns("_build", "chapters", "__pycache__")
-    for folder in ("book", "scripts", "benchmarks"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copytree(tiny_study.chapters, tmp_path / "book" / "chapters")
-    built = subprocess.run(
-        [str(Path(sys.executable).with_name("jupyter-book")), "build", "-W", "-n", "--keep-going", "book/"],
-        cwd=tmp_path, env=tiny_study.environment,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
-    pages = tmp_path / "book" / "_build" / "html"
-    page = (pages / "chapters" / "03_evaluate.html").read_text()
-    assert page.count("<img") >= 5 and 'title="Map of lakes"' in page
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("the book is built; no Chromium here to open a page with")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        tab = browser.new_page()
-        failed: list[str] = []
-        tab.on("requestfailed", lambda request: failed.append(request.url))
-        tab.on("pageerror", lambda error: failed.append(str(error)))
-        tab.goto((pages / "chapters" / "03_evaluate.html").as_uri())
-        widths = tab.evaluate("[...document.querySelectorAll('div.cell_output img')].map(i => i.naturalWidth)")
-        tab.locator("iframe[title='Map of lakes']").scroll_into_view_if_needed()
-        overlays = tab.frame_locator("iframe[title='Map of lakes']").locator("img.leaflet-image-layer")
-        overlays.first.wait_for(timeout=20_000)
-        browser.close()
-    assert len(widths) >= 5 and all(widths)
-    assert failed == []
-
-
 def test_every_network_of_the_comparison_can_be_built() -> None:
     for name, network in comparison.NETWORKS.items():
         assert network.name == name
@@ -354,41 +318,50 @@ def test_every_network_of_the_comparison_can_be_built() -> None:
         assert (config.architecture == "terramind") == (network.backbone_mult < 1), "the encoder's own rate"
 
 
-def test_another_network_is_compared_on_the_same_chips(
+def blocks_of(page: str) -> list[str]:
+    """The Python of a page of the book, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / page).read_text(encoding="utf-8"), re.M | re.DOTALL)
+
+
+def test_the_page_on_a_network_of_your_own_compares_it_on_the_same_chips(
     tiny_study: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tiny_study.outputs))
-    study = Study("tiny", out=tmp_path)
-    entries = comparison.compare(study, networks=("stem",))
-    run = tiny_study.outputs / "runs" / "tiny" / "networks" / "tiny_stem"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segmenter, "_ADDED", {})
+    monkeypatch.setattr(comparison, "NETWORKS", dict(comparison.NETWORKS))
+    page: dict = {}
+    for block in blocks_of("own_network.md"):
+        exec(block, page)
+    entries = page["entries"]
+    run = tiny_study.outputs / "runs" / "tiny" / "networks" / "tiny_band_mixer"
     saved = yaml.safe_load((run / "logs" / "config.yaml").read_text())
-    assert saved["model"]["architecture"] == "pixel" and saved["trainer"]["limit_train_batches"] == 3
-    for name in (*comparison.BASELINES, "stem", "soup"):
+    assert saved["model"]["architecture"] == "band_mixer" and saved["trainer"]["limit_train_batches"] == 3
+    assert isinstance(page["network"].net, page["BandMixer"]) and (tmp_path / "comparison.png").stat().st_size > 10_000
+    names = (*comparison.BASELINES, "band_mixer", "soup")
+    for name in names:
         for tail in ("", "_truth"):
             assert 0 <= entries[f"compared_{name}_test_iou{tail}"]["value"] <= 1
         assert entries[f"compared_{name}_seconds_a_chip"]["value"] > 0
-        if name in ("stem", "soup"):
-            assert (
-                entries[f"compared_{name}_val_iou_averaged"]["n"]
-                == entries[f"compared_{name}_val_iou_reestimated"]["n"]
-            )
-    own, other = (entries[f"compared_{name}_test_iou_truth"]["value"] for name in ("soup", "stem"))
-    gain = entries["compared_soup_minus_stem_test_iou_truth"]["value"]
+    for name in names[-2:]:
+        averaged, anew = (entries[f"compared_{name}_val_iou_{which}"] for which in ("averaged", "reestimated"))
+        assert averaged["n"] == anew["n"]
+    own, other = (entries[f"compared_{name}_test_iou_truth"]["value"] for name in ("soup", "band_mixer"))
+    gain = entries["compared_soup_minus_band_mixer_test_iou_truth"]["value"]
     assert gain == pytest.approx(own - other) and "compared_soup_minus_soup_test_iou" not in entries
-    counts = [entries[f"compared_{name}_parameters"]["value"] for name in ("mndwi", "stem", "soup")]
-    assert counts[0] is None and 0 < counts[1] < counts[2]
+    counts = [entries[f"compared_{name}_parameters"]["value"] for name in ("mndwi", "band_mixer")]
+    assert counts == [None, sum(p.numel() for p in page["BandMixer"]().parameters())]
     assert entries["compared_oracle_test_iou_truth"]["value"] > 0.8
-    table = comparison.table(entries)
-    assert list(table.index) == [comparison.NAMES[n] for n in (*comparison.BASELINES, "stem", "soup")]
+    titles = [comparison.names()[name] for name in names]
+    assert list(comparison.table(entries).index) == titles and "two convolutions" in titles
     # Eight chips give no interval, so nobody can be called ahead.
     assert "ahead of the soup: none" in comparison.verdict(entries)
     left, right = comparison.plot(entries, "simulated").axes
-    best = max(
-        (*comparison.BASELINES, "stem", "soup"),
-        key=lambda n: entries[f"compared_{n}_test_iou_truth"]["value"],
-    )
-    assert comparison.NAMES[best].startswith([label.get_text() for label in left.get_yticklabels()][-1])
+    best = max(names, key=lambda name: entries[f"compared_{name}_test_iou_truth"]["value"])
+    assert comparison.names()[best].startswith([label.get_text() for label in left.get_yticklabels()][-1])
     assert len(right.texts) == 10
+    with pytest.raises(ConfigError, match="band_mixer already"):
+        comparison.add(replace(page["mixer"], title="another"))
 
 
 def test_the_verdict_follows_the_intervals() -> None:

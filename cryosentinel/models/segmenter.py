@@ -88,6 +88,8 @@ ENCODERS = (
     *(f"mit_b{size}" for size in range(6)),
     "mobilenet_v2",
 )
+#: What :func:`add_architecture` has added in this process: name -> what builds it, and its multiple of pixels.
+_ADDED: dict[str, tuple[Callable[[SegmenterConfig], nn.Module], int]] = {}
 SIZE_RANGE = (128, 512)  # pixels a side
 _WIDEST = 4096  # channels of one layer
 _BLOCK = re.compile(r"(?:^|\.)net\.(?:_orig_mod\.)?encoder\.(?:_orig_mod\.)?encoder\.(\d+)\.")
@@ -100,7 +102,7 @@ class SegmenterConfig:
     Attributes:
         architecture: "terramind" (TerraMind encoder, TerraTorch necks, decoder and head), "smp_unet" (U-Net from
             segmentation_models_pytorch, the literature's baseline), "unet" (a small U-Net on what the stem sees, at a
-            quarter of the resolution) or "pixel" (the stem alone).
+            quarter of the resolution), "pixel" (the stem alone), or a name of your own (:func:`add_architecture`).
         backbone: TerraMind size, one of :data:`BACKBONES`.
         modalities: the inputs, any non-empty part of S2L2A, S1GRD, DEM.
         merge_method: how the modalities' tokens become one map: "mean", "max" or "concat".
@@ -147,7 +149,7 @@ class SegmenterConfig:
         for field in fields(self):
             if not _KINDS[str(field.type)](getattr(self, field.name)):
                 raise ConfigError(f"{field.name} is {_shown(getattr(self, field.name))}, not of type {field.type}.")
-        _one_of("architecture", self.architecture, ARCHITECTURES)
+        _one_of("architecture", self.architecture, (*ARCHITECTURES, *_ADDED))
         _one_of("backbone", self.backbone, BACKBONES)
         _one_of("merge_method", self.merge_method, MERGE_METHODS)
         _one_of("standardisation", self.standardisation, ("dataset", "terramind"))
@@ -252,6 +254,8 @@ class SegmenterConfig:
     @property
     def size_multiple(self) -> int:
         """Image sides are multiples of this: TerraMind's patch, or U-Net's deepest stride."""
+        if self.architecture in _ADDED:
+            return _ADDED[self.architecture][1]
         return {"terramind": 16, "smp_unet": 32, "pixel": 4}.get(
             self.architecture, 4 * 2 ** (len(self.unet_channels) - 1)
         )
@@ -431,13 +435,13 @@ class Segmenter(nn.Module):
                 f"The model takes {', '.join(self.config.modalities)}; give one or more of these, not "
                 f"{', '.join(modalities) or 'none'}."
             )
-        fixed = self.config.architecture == "smp_unet" or (
+        fixed = self.config.architecture in ("smp_unet", *_ADDED) or (
             self.config.architecture == "terramind" and self.config.merge_method == "concat"
         )
         if len(modalities) < len(self.config.modalities) and fixed:
             raise InputError(
-                "A U-Net on stacked bands, and TerraMind merged by concat, cannot leave a modality out; give all of "
-                f"{', '.join(self.config.modalities)}."
+                "A U-Net on stacked bands, TerraMind merged by concat, and a network of your own leave no modality "
+                f"out; give all of {', '.join(self.config.modalities)}."
             )
         return tuple(m for m in self.config.modalities if m in modalities)
 
@@ -627,7 +631,29 @@ def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = Non
     return segmenter
 
 
+def add_architecture(name: str, build: Callable[[SegmenterConfig], nn.Module], size_multiple: int = 1) -> None:
+    """Let configurations name a network of your own, to be trained, scored and mapped with as the package's are.
+
+    A checkpoint holds its weights and its name, never its code: it opens where the program has added the name before.
+
+    Args:
+        name: for ``architecture`` in a configuration.
+        build: makes the network, with random weights, from its configuration: a module from {modality: float32
+            (B, bands, H, W), normalised} to water logits (B, H, W). What lies in its attribute ``encoder`` learns at
+            the backbone's rate, the rest at the decoder's.
+        size_multiple: the sides of its images are multiples of this many pixels.
+
+    Raises:
+        ConfigError: the package has an architecture of that name.
+    """
+    if name in ARCHITECTURES:
+        raise ConfigError(f"The package has an architecture {name} already; give your network another name.")
+    _ADDED[name] = build, size_multiple
+
+
 def _build_net(config: SegmenterConfig) -> nn.Module:
+    if config.architecture in _ADDED:
+        return _ADDED[config.architecture][0](config)
     if config.architecture == "terramind":
         return build_terramind(config)
     if config.architecture == "smp_unet":

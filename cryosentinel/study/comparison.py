@@ -74,11 +74,6 @@ NETWORKS = {
     )
 }  # fmt: skip
 OWN = "soup"
-NAMES = {
-    **BASELINES,
-    **{name: network.title for name, network in NETWORKS.items()},
-    OWN: "all-band stem with a small U-Net (the study's own)",
-}
 
 
 def chosen(networks: str) -> list[str]:
@@ -87,19 +82,40 @@ def chosen(networks: str) -> list[str]:
     Raises:
         ConfigError: there is no such network.
     """
-    names = list(NETWORKS) if networks == "all" else [name.strip() for name in networks.split(",") if name.strip()]
-    for name in names:
+    found = list(NETWORKS) if networks == "all" else [name.strip() for name in networks.split(",") if name.strip()]
+    for name in found:
         if name not in NETWORKS:
             raise ConfigError(f"There is no network {name!r} to compare with; choose among all, {', '.join(NETWORKS)}.")
-    return names
+    return found
 
 
-def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str, dict[str, Any]]:
+def names() -> dict[str, str]:
+    """Everything that can be compared, in the order of the table: name -> what it is."""
+    networks = {name: network.title for name, network in NETWORKS.items()}
+    return {**BASELINES, **networks, OWN: "all-band stem with a small U-Net (the study's own)"}
+
+
+def add(network: Network) -> None:
+    """Take a network of your own into the comparison (:func:`cryosentinel.models.segmenter.add_architecture` first).
+
+    Raises:
+        ConfigError: its name is taken, or its model cannot be built from.
+    """
+    from cryosentinel.models.segmenter import SegmenterConfig
+
+    if network.name in names() and NETWORKS.get(network.name) != network:
+        raise ConfigError(f"The comparison has a {network.name} already; give your network another name.")
+    if network.model:
+        SegmenterConfig.from_dict(network.model)
+    NETWORKS[network.name] = network
+
+
+def compare(study: Study, networks: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """Train what is missing, score everything on the validation and test splits, and time it.
 
     Args:
         study: its chips, schedule and seed.
-        networks: which of :data:`NETWORKS` beside the study's own; they run without test-time flips, all in
+        networks: which of :data:`NETWORKS` beside the study's own, by default all; they run without test-time flips, in
             the precision that suits the device, which the entries' source names.
 
     Returns:
@@ -122,7 +138,7 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
     source = f"cryosentinel.study.comparison, preset {study.preset}, seed {study.seed}, precision {precision.name}"
     metrics = MetricsFile(study.out, study.kind, study.preset, source)
     soups = {}
-    for name in (*networks, OWN):
+    for name in (*(NETWORKS if networks is None else networks), OWN):
         network = NETWORKS.get(name)
         variants = {"averaged": study.soup(network), "reestimated": study.reestimated_soup(network)}
         tables = {which: study.evaluate(path, 1, ("val",)).table("val") for which, path in variants.items()}
@@ -130,8 +146,8 @@ def compare(study: Study, networks: Sequence[str] = tuple(NETWORKS)) -> dict[str
         for which, score in scores.items():
             metrics.add(f"compared_{name}_val_iou_{which}", score)
         soups[name] = variants[max(scores, key=lambda which: scores[which].value)]
-    names = [name for name in BASELINES if name != "oracle" or study.simulated]
-    found = {name: study.baseline(name) for name in names}
+    baselines = [name for name in BASELINES if name != "oracle" or study.simulated]
+    found = {name: study.baseline(name) for name in baselines}
     found |= {name: study.evaluate(path, 1) for name, path in soups.items()}
     thresholds = {name: best_threshold(e.table("val"), thresholds=ALL_THRESHOLDS) for name, e in found.items()}
 
@@ -207,7 +223,7 @@ def _compared(entries: Mapping[str, Mapping[str, Any]], against: str) -> dict[st
     tail = "" if against == "label" else f"_{against}"
     found = {
         name: tuple(entries.get(f"compared_{what}_test_iou{tail}") for what in (name, f"{OWN}_minus_{name}"))
-        for name in NAMES
+        for name in names()
     }
     return {name: (score, lead) for name, (score, lead) in found.items() if score is not None}
 
@@ -225,7 +241,7 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
     for name, (score, lead) in _compared(entries, against).items():
         parameters = entries[f"compared_{name}_parameters"]["value"]
         variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
-        rows[NAMES[name]] = {
+        rows[names()[name]] = {
             f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
             "soup minus this (95 %)": "" if lead is None else f"{lead['value']:+.3f} ({_span(lead, '+.3f')})",
             "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
@@ -246,7 +262,7 @@ def verdict(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") ->
         if lead is not None:
             known = lead["low"] is not None and (lead["low"] > 0 or lead["high"] < 0)
             where = "not told apart from it" if not known else "behind it" if lead["value"] > 0 else "ahead of the soup"
-            groups[where].append(NAMES[name])
+            groups[where].append(names()[name])
     return "\n".join(f"{where}: {'; '.join(names) or 'none'}" for where, names in groups.items())
 
 
@@ -263,12 +279,12 @@ def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "tr
     from cryosentinel.evaluation.plots import COLOURS
 
     scores = {name: score for name, (score, _) in _compared(entries, against).items()}
-    names = sorted(scores, key=lambda name: scores[name]["value"])
-    height = 1.2 + 0.36 * len(names)
+    order = sorted(scores, key=lambda name: scores[name]["value"])
+    height = 1.2 + 0.36 * len(order)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9.0, height), width_ratios=(3, 2), sharey=True, layout="constrained"
     )
-    for i, name in enumerate(names):
+    for i, name in enumerate(order):
         group = 0 if name == OWN else 1 if name in NETWORKS else 2
         value, low, high = (scores[name][key] for key in ("value", "low", "high"))
         error = [[value - low], [high - value]] if low is not None else None
@@ -277,7 +293,7 @@ def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "tr
         seconds = entries[f"compared_{name}_seconds_a_chip"]["value"]
         right.plot(seconds, i, linestyle="none", **style)
         right.annotate(f"{seconds:.2g}", (seconds, i), textcoords="offset points", xytext=(6, -3), fontsize=8)
-    left.set_yticks(range(len(names)), [NAMES[name].partition(", gradient")[0] for name in names], fontsize=9)
+    left.set_yticks(range(len(order)), [names()[name].partition(", gradient")[0] for name in order], fontsize=9)
     left.set(xlim=(0, 1), xlabel=f"global IoU, test, against the {against}")
     right.set(xscale="log", xlabel="seconds a chip (log scale)")
     right.margins(x=0.2)
