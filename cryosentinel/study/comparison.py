@@ -153,7 +153,7 @@ def compare(study: Study, networks: Sequence[str] | None = None) -> dict[str, di
 
     module = study.datamodule
     predictors: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        name: baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth) for name in names
+        name: baseline(name, module.store, module.rows["train"].tolist(), truth=study.truth) for name in baselines
     }
     segmenters = {name: load_segmenter(path) for name, path in soups.items()}
     predictors |= {name: ModelPredictor(segmenter, flips=1) for name, segmenter in segmenters.items()}
