@@ -123,15 +123,49 @@ def _complaints(tab: Any) -> list[str]:
     return found
 
 
+#: Texts of the page whose contrast with what lies behind them is below what WCAG asks of large letters (3 to 1).
+FAINT = """() => {
+  const colour = text => {
+    const n = text.match(/[\\d.]+/g).map(Number), scale = text.startsWith('color(') ? 255 : 1;
+    return [n[0] * scale, n[1] * scale, n[2] * scale, n.length > 3 ? n[3] : 1];
+  };
+  const light = c => {
+    const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = colour(getComputedStyle(e).backgroundColor);
+      if (c[3] > 0.5) return c;
+    }
+    return [255, 255, 255, 1];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('article *')) {
+    const own = [...e.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join('');
+    if (!own || e.closest('mjx-container, .MathJax, script, style') || !e.getClientRects().length) continue;
+    const style = getComputedStyle(e);
+    const front = light(colour(e instanceof SVGElement ? style.fill : style.color)), back = light(behind(e));
+    const ratio = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
+    if (ratio < 3) found.push(`${ratio.toFixed(1)}: ${own.slice(0, 40)}`);
+  }
+  return found;
+}"""
+
+
 @in_browser
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_loads_without_an_error_and_fits_a_phone(tab: Any, html: Path, name: str) -> None:
+def test_a_page_loads_without_an_error_fits_a_phone_and_reads_by_day_and_night(tab: Any, html: Path, name: str) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.goto((html / f"{name}.html").as_uri())
     width = tab.evaluate("document.documentElement.scrollWidth")
     tab.set_viewport_size({"width": 1200, "height": 900})
     assert not _complaints(tab)
     assert width <= 390, "the page runs off a phone's screen"
+    for scheme in ("dark", "light"):
+        tab.emulate_media(color_scheme=scheme)
+        assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+        assert tab.evaluate(FAINT) == [], scheme
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth && i.src).map(i => i.src)"
     assert tab.evaluate(broken) == []
 
