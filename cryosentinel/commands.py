@@ -171,6 +171,7 @@ def evaluate(
     preset: Preset = "quick",
     data: Path | None = None,
     flips: Literal[1, 2, 4] = 4,
+    adaptive_flips: bool = False,
     precision: Choice = "auto",
     out: str = "",
     model: Path | None = None,
@@ -184,6 +185,7 @@ def evaluate(
         data: folder of chips in the published format to score on instead, chosen and split as the checkpoint's own
             stage did: by --model, or by the configuration in its run's folder.
         flips: test-time flips averaged in logit space.
+        adaptive_flips: flip only chips whose first pass is undecided: about half the work.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         out: folder for metrics.json; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
@@ -194,8 +196,10 @@ def evaluate(
     from cryosentinel.study.study import Study
 
     study = Study(preset, out=out, data=data or "", notebook="evaluate", model=model, statistics=statistics)
-    result = study.evaluate(ckpt, flips=flips, precision=precision)
-    entries = headline(result.tables, study.kind, f"cryosentinel evaluate --ckpt {ckpt}", tta=flips > 1)
+    changes: dict[str, Any] = {"adaptive": True} if adaptive_flips else {}
+    result = study.evaluate(ckpt, flips=flips, precision=precision, **changes)
+    source = f"cryosentinel evaluate --ckpt {ckpt}{' --adaptive_flips' if adaptive_flips else ''}"
+    entries = headline(result.tables, study.kind, source, tta=flips > 1)
     print(study.metrics.write(entries).to_string())
     print(f"score tables in {result.folder}, figures in {study.metrics.path}")
 
@@ -232,6 +236,7 @@ def audit(
         print(read_review(answers).to_string(index=False))
         return
     _look_for(None if ckpt == paths.SOUP else ckpt, data, model, statistics)
+    from cryosentinel.evaluation.audit import independence
     from cryosentinel.evaluation.audit_review import write_review
     from cryosentinel.evaluation.bootstrap import estimate
     from cryosentinel.files import write_text
@@ -241,7 +246,7 @@ def audit(
     result = study.audit(ckpt, worst=worst, control=control)
     write_text(study.out / "verdicts.csv", result.verdicts.to_csv(index=False))
     write_text(study.out / "pieces.csv", result.pieces.to_csv(index=False))
-    print(result.rule)
+    print(result.rule, independence(study.datamodule.sanity), sep="\n")
     print(result.pieces.groupby(["direction", "verdict"]).size().to_string())
     for name, table in result.variants().items():
         found = estimate(table, "iou", result.rule.threshold)

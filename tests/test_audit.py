@@ -220,6 +220,11 @@ def test_other_years_testify_where_they_show_the_ground(run):
     assert seen[0] == 1.0 and np.isnan(seen[1]) and seen[2] == 1.0
 
 
+def test_a_filter_by_mndwi_is_said():
+    assert "0.3" in audits.independence(0.3) and "not independent" in audits.independence(0.3)
+    assert "not independent" not in audits.independence(None)
+
+
 def test_places_give_the_other_years_of_a_place():
     store = CaseStore({name: CASES[name] for name in ("agree", "small", "miss")})
     store.index["year"], store.index["lat"] = [2021, 2022, 2022], [43.0, 43.0, 44.0]
@@ -328,6 +333,7 @@ def test_a_judge_is_a_logistic_function_and_missing_evidence_is_average():
 @pytest.mark.parametrize(
     ("change", "words"),
     [("min_px: 0", "min_px"), ("acquit: 0.9\naccuse: 0.5", "acquit"), ("wors: 3", "wors"),
+     ("threshold: 0.503", r"0\.503"),
      ("judges: {more: {intercept: 0, terms: {colour: [0, 1, 1]}}}", "colour|evidence|weigh")],
 )  # fmt: skip
 def test_a_rule_that_cannot_be_is_refused(tmp_path, change, words):

@@ -20,6 +20,7 @@ from cryosentinel.cli import main
 from cryosentinel.data.chips import write_shard
 from cryosentinel.data.geotiff import Raster, write_geotiff
 from cryosentinel.data.split import assign_splits
+from cryosentinel.evaluation.scores import read_scores
 from cryosentinel.study.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -358,21 +359,23 @@ def test_evaluate_and_audit_write_what_they_print(here, unet, split_chips, capsy
     said = capsys.readouterr().err.splitlines()[-1]
     assert "unet.ckpt" in said and "--model" in said and sorted(here.parent.rglob("*")) == before
     write_stage(run, regions=["ile_alatau"], block_size=0.15)
-    assert main(["evaluate", *words, "--flips", "1", "--precision", "32-true", "--out", "scores"]) == 0
+    assert (
+        main(["evaluate", *words, "--flips", "2", "--adaptive_flips", "--precision", "32-true", "--out", "scores"]) == 0
+    )
     shown = capsys.readouterr().out
     metrics = json.loads(Path("scores/metrics.json").read_text())
     assert metrics and all(entry["data"] == "real" for entry in metrics.values())
     name, entry = next((n, e) for n, e in metrics.items() if "test_iou@0.50" in n)
     assert 0 <= entry["value"] <= 1 and name in shown
     tables = list((here.parent / "outputs" / "evaluations").rglob("*test*.parquet"))
-    assert tables and len(pd.read_parquet(tables[0])) > 0
+    assert len(pd.read_parquet(tables[0])) > 0 and read_scores(tables[0]).attrs["adaptive"] is True
 
     assert main(["audit", *words, "--worst", "2", "--control", "1", "--out", "audit"]) == 0
     shown = capsys.readouterr().out
     verdicts = pd.read_csv("audit/verdicts.csv")
     shown_chips = verdicts["sample"].value_counts()
     assert len(verdicts) == 4 and shown_chips.to_dict() == {"candidate": 2, "control": 1}
-    assert "test IoU" in shown and "verdicts.csv" in shown
+    assert "test IoU" in shown and "verdicts.csv" in shown and "not filtered by MNDWI" in shown
     assert not any(here.glob("outputs*")), "outputs go where the variable says"
 
 

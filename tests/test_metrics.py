@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import bootstrap, metrics
-from cryosentinel.evaluation.scores import BINS, ScoreBuilder, probability_bins
+from cryosentinel.evaluation.scores import BINS, ScoreBuilder, histograms, probability_bins
 
 
 def table_of(probability, label, valid=None, blocks=None, regions="ile_alatau") -> pd.DataFrame:
@@ -137,6 +137,23 @@ def test_substitute(pixels, table):
     assert scores[0] == scores[1] != scores[2]
     with pytest.raises(InputError, match="no chip 'x'"):
         metrics.substitute(table, corrected.iloc[[5]].assign(chip_id="x"))
+
+
+def test_adaptive_flips_follow_from_two_tables():
+    import torch
+
+    from cryosentinel.models.tta import undecided
+
+    rng = np.random.default_rng(4)
+    logits = (rng.normal(0, 0.5, (9, 24, 24)) - 3 * np.arange(9)[:, None, None] / 4).astype(np.float32)
+    flipped = undecided(torch.from_numpy(logits)).numpy()
+    first, averaged = (1 / (1 + np.exp(-(logits + shift))) for shift in (0, 0.4))
+    label = rng.random(logits.shape) < 0.3
+    tables = [table_of(p, label, np.ones_like(label)) for p in (first, averaged)]
+    found, share = metrics.adaptive(*tables)
+    assert 0 < share < 1 and share == flipped.mean()
+    expected = table_of(np.where(flipped[:, None, None], averaged, first), label, np.ones_like(label))
+    np.testing.assert_array_equal(histograms(found), histograms(expected))
 
 
 def test_metric_entries_say_why_they_are_null():

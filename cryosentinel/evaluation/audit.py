@@ -155,6 +155,17 @@ class Audit:
         }
 
 
+def independence(sanity: float | None) -> str:
+    """Whether MNDWI is an independent witness on chips of a split, in a sentence.
+
+    Args:
+        sanity: MNDWI threshold by which they were filtered; None for no filter.
+    """
+    if sanity is None:
+        return "These chips were not filtered by MNDWI."
+    return f"These chips were filtered by MNDWI above {sanity:g}: MNDWI is not independent evidence here."
+
+
 class Places:
     """The images of other years of the same place.
 

@@ -104,6 +104,7 @@ class AuditRule:
     judges: Mapping[str, Judge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        threshold_bin(self.threshold)  # refused here where it lies between two bins
         if self.tolerance_px < 0 or self.min_px < 1 or self.worst < 0 or self.control < 0:
             raise ConfigError("An audit rule needs tolerance_px, worst and control at or above 0, and min_px above 0.")
         if not 0 <= self.acquit <= self.accuse <= 1:

@@ -192,6 +192,26 @@ def substitute(table: pd.DataFrame, corrected: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
+def adaptive(first: pd.DataFrame, averaged: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """What flips would score if only undecided chips were flipped (:func:`cryosentinel.models.tta.undecided`).
+
+    Args:
+        first: score table of single passes.
+        averaged: of the same chips in the same order, averaged over flips.
+
+    Returns:
+        Score table, and the share of chips that were flipped: those of whose valid pixels a share of at least
+        :data:`cryosentinel.models.tta.SHARE` is undecided after one pass.
+    """
+    from cryosentinel.models.tta import BAND, SHARE
+
+    lake, background = histograms(first)
+    counts = lake + background
+    near = counts[:, threshold_bin(0.5 - BAND) : threshold_bin(0.5 + BAND)].sum(axis=1)
+    flipped = near >= SHARE * counts.sum(axis=1)
+    return substitute(first, averaged[flipped]), float(flipped.mean())
+
+
 def metric_entry(
     value: float | None,
     low: float | None,

@@ -254,7 +254,7 @@ def evaluate(
         splits: which splits.
         precision: see :func:`cryosentinel.precision.choose`.
         on: other chips, or only some of the study's; ``splits`` are then theirs.
-        changes: turns and without, see :class:`cryosentinel.evaluation.predictors.ModelPredictor`.
+        changes: turns, without and adaptive, see :class:`cryosentinel.evaluation.predictors.ModelPredictor`.
     """
     path = checkpoint(study, os.fspath(ckpt))
     settings: dict[str, Any] = {"flips": flips, "precision": choose(precision, "cpu").name, **changes}
