@@ -231,13 +231,15 @@ def test_the_first_map_of_a_chapter_is_shown(tmp_path):
 def test_parameters_and_long_cells_are_folded():
     cells = [{"cell_type": "code", "metadata": {"tags": tags}, "source": source} for tags, source in (
         (["parameters"], ["a = 1"]), (["injected-parameters"], "a = 2"), ([], ["x\n"] * 12), ([], ["x\n"] * 13),
-        (["remove-cell"], ["x\n"] * 40),
+        (["remove-cell"], ["x\n"] * 40), (["hide-cell"], ["x\n"] * 40),
     )]  # fmt: skip
     source = [json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["x\n"] * 40}, *cells]})]
     fold_cells(None, "chapters/03_evaluate", source)
-    tags = [cell["metadata"].get("tags") for cell in json.loads(source[0])["cells"]]
+    metadata = [cell["metadata"] for cell in json.loads(source[0])["cells"]]
     folded = [["parameters", "hide-input"], ["injected-parameters", "hide-input"], [], ["hide-input"], ["remove-cell"]]
-    assert tags == [None, *folded]
+    assert [each.get("tags") for each in metadata] == [None, *folded, ["hide-cell"]]
+    labels = [each.get("mystnb", {}).get("code_prompt_show", "").split()[:1] for each in metadata]
+    assert labels == [[], ["Parameters,"], ["Parameters"], [], ["Code"], [], ["The"]]
     page = ["# Title"]
     fold_cells(None, "intro", page)
     assert page == ["# Title"]
@@ -489,11 +491,12 @@ def test_new_metrics_and_benchmarks_are_read_again(built, tmp_path):
     row = {"id": "x_time", "what": "thing", "ours": 0.5, "peer": 2.0, "peer_name": "other", "unit": "s", "ratio": 4.0}
     rows = [{**row, "goal": "2 times", "machine": machine, "date": "2026-11-22"}]
     rows.append({**rows[0], "id": "alone", "peer": None, "peer_name": "", "ratio": None, "goal": None})
+    rows[1]["machine"] = {**machine, "cores": 4}
     (root / "benchmarks" / "results.json").write_text(json.dumps(rows))
     assert _build(root).returncode == 0
     assert "0.777" in _page(root, "chapters/03_evaluate")
     assert "0.555" in _page(root, "intro") and "classifier of single pixels" in _page(root, "intro")
     page = re.sub(r"<[^>]+>", " ", _page(root, "benchmarks"))
-    where = "2026-11-22, Abacus, 2 cores, bf16 not native"
-    assert re.search(rf"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+{where}", page)
+    assert re.search(r"x_time\s+thing\s+0.5 s\s+2 s, other\s+4\s+2 times\s+2026-11-22 A", page)
+    assert "A Abacus, 2 cores, bf16 not native; B Abacus, 4 cores, bf16 not native." in page
     assert "None" not in page and "no peer" in page

@@ -9,10 +9,22 @@ UNSURE = Estimate(float("nan"), None, None, 8, 2, 2, "too few blocks")
 
 def test_estimates() -> None:
     shown = tables.estimates({"soup": SURE, "tiny": UNSURE})
-    assert shown.loc["soup"].tolist() == ["0.8123", "0.7900 to 0.8400", 60, 28]
+    assert shown.loc["soup"].tolist() == ["0.812", "0.790 to 0.840", 60, 28]
     assert shown.loc["tiny", "IoU"] == "nan" and shown.loc["tiny", "95 % interval"] == "none"
-    assert tables.estimates({"gain": SURE}, "difference", signed=True).loc["gain", "difference"] == "+0.8123"
+    assert tables.estimates({"gain": SURE}, "difference", signed=True).loc["gain", "difference"] == "+0.812"
     assert tables.reasons({"a": UNSURE, "b": UNSURE, "c": SURE}) == "too few blocks"
+
+
+def test_a_matrix_holds_scores_with_their_intervals() -> None:
+    found = {
+        "soup": {"val": SURE, "test": UNSURE},
+        "mndwi": {"val": Estimate(0.5, None, None, 8, 2, 2, "few"), "test": SURE},
+    }
+    shown = tables.matrix(found)
+    assert list(shown.columns) == ["val", "test"] and list(shown.index) == ["soup", "mndwi"]
+    assert shown.loc["soup"].tolist() == ["0.812 (0.790 to 0.840)", "–"] and shown.loc["mndwi", "val"] == "0.500"
+    assert tables.matrix(found, signed=True).loc["mndwi", "test"] == "+0.812 (+0.790 to +0.840)"
+    assert tables.reasons(found) == "too few blocks; few"
 
 
 def test_entries() -> None:

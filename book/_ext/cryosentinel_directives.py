@@ -166,7 +166,7 @@ class RealChips(SphinxDirective):
         record = json.loads(path.read_text(encoding="utf-8"))
         rows: list[list[nodes.Node | str]] = [
             [
-                row["source"], row["chip"], row["where"], f"{row['pixels']:,}",
+                row["where"], nodes.abbreviation("", row["source"], explanation=row["chip"]), f"{row['pixels']:,}",
                 *(f"{row[key]:.1%}" for key in ("called_lake", "mean_probability", "mndwi_water")),
             ]
             for row in record["chips"]
@@ -174,7 +174,7 @@ class RealChips(SphinxDirective):
         paragraph += nodes.Text(f"Weights {record['weights']}, commit {record['commit'][:10]}, made with ")
         paragraph += nodes.literal("", record["command"])
         paragraph += nodes.Text(f" on {record['date']}.")
-        titles = ["Source", "Chip", "Where", "Pixels", "Called lake", "Mean probability", "MNDWI above 0.3"]
+        titles = ["Land cover", "Source (chip)", "Pixels", "Called lake", "Mean probability", "MNDWI above 0.3"]
         return [table(titles, rows, ["real-chips"]), paragraph]
 
 
@@ -216,7 +216,7 @@ class Benchmarks(SphinxDirective):
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """One table."""
+        """One table, and a sentence on the machines."""
         path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
         self.env.note_dependency(str(path.resolve()))
         note_data(self.env, "measured")
@@ -224,27 +224,20 @@ class Benchmarks(SphinxDirective):
             paragraph = nodes.paragraph()
             paragraph += nodes.Text("No benchmark has been run yet: make bench runs them.")
             return [paragraph]
-        rows: list[list[nodes.Node | str]] = []
         prefix = "".join(self.arguments)
-        for result in json.loads(path.read_text(encoding="utf-8")):
-            if not result["id"].startswith(prefix):
-                continue
-            peer = "no peer"
-            if result["peer"] is not None:
-                peer = f"{_quantity(result['peer'], result['unit'])}, {result['peer_name']}"
-            rows.append(
-                [
-                    nodes.literal("", result["id"]),
-                    result["what"],
-                    _quantity(result["ours"], result["unit"]),
-                    peer,
-                    "" if result["ratio"] is None else _quantity(result["ratio"], "").strip(),
-                    str(result["goal"] or ""),
-                    _where(result["machine"], result["date"]),
-                ]
-            )
-        titles = ["Id", "What", "Ours", "Peer", "Times better", "Goal", "When and where"]
-        return [table(titles, rows, ["benchmarks"])]
+        results = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["id"].startswith(prefix)]
+        machines = list(dict.fromkeys(_machine(row["machine"]) for row in results))
+        letters = dict(zip(machines, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)) if len(machines) > 1 else {}
+        rows: list[list[nodes.Node | str]] = []
+        for row in results:
+            what = nodes.inline("", "", nodes.literal("", row["id"]), nodes.Text(f" {row['what']}"))
+            peer = "no peer" if row["peer"] is None else f"{_quantity(row['peer'], row['unit'])}, {row['peer_name']}"
+            better = "" if row["ratio"] is None else _quantity(row["ratio"], "").strip()
+            when = f"{row['date'][:10]} {letters.get(_machine(row['machine']), '')}".strip()
+            rows.append([what, _quantity(row["ours"], row["unit"]), peer, better, str(row["goal"] or ""), when])
+        titles = ["What was measured", "Ours", "Peer", "Times better", "Goal", "When"]
+        named = "; ".join(f"{letters[machine]} {machine}" if letters else machine for machine in machines)
+        return [table(titles, rows, ["benchmarks"]), nodes.paragraph("", f"Measured on: {named}.")]
 
 
 class Plan(SphinxDirective):
@@ -278,17 +271,17 @@ class Plan(SphinxDirective):
                   "Hours, gate, published size", "USD, gate, published size"]  # fmt: skip
         paragraph = nodes.paragraph()
         paragraph += nodes.Text(
-            f"Measured: {own['ours']:.0f} ms for {own['what']} ({_where(own['machine'], own['date'])}); "
-            f"{large['ours']:.0f} ms for {large['what']} ({_where(large['machine'], large['date'])}); "
+            f"Measured: {own['ours']:.0f} ms for {own['what']} ({own['date'][:10]}, {_machine(own['machine'])}); "
+            f"{large['ours']:.0f} ms for {large['what']} ({large['date'][:10]}, {_machine(large['machine'])}); "
             f"{ratio:.2f} times fewer windows with the gate ({gate['what']}). Assumed: {price:g} USD for an hour of "
             "such a machine. Extrapolated: everything else."
         )
         return [table(titles, rows, ["benchmarks"]), paragraph]
 
 
-def _where(machine: dict[str, Any], date: str) -> str:
+def _machine(machine: dict[str, Any]) -> str:
     bf16 = f", bf16 {machine['bf16']}" if "bf16" in machine else ""  # which decides what training takes
-    return f"{date[:10]}, {machine['cpu']}, {machine['cores']} cores{bf16}"
+    return f"{machine['cpu']}, {machine['cores']} cores{bf16}"
 
 
 def _quantity(value: float, unit: str) -> str:
@@ -310,9 +303,9 @@ class Headline(SphinxDirective):
         rows: list[list[nodes.Node | str]] = []
         for bar in bars:
             number = figure_node(bar.figure, bar.figure.number())
-            interval = f"95 %: {bar.figure.interval('.2f')}" if bar.figure.interval() else ""
+            interval = figure_node(bar.figure, bar.figure.interval(".2f") or "none")
             rows.append([bar.words, number, interval, nodes.raw("", bar_html(bar), format="html")])
-        return [table(["Map", "IoU", "Interval", "0 to 1"], rows, ["headline"])]
+        return [table(["Map", "IoU", "95 % interval", "0 to 1"], rows, ["headline"])]
 
 
 class StudyPicture(SphinxDirective):

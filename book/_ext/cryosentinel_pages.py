@@ -83,6 +83,14 @@ def describe_images(app: Any, doctree: nodes.document) -> None:
 
 #: A chapter's cells of more lines are folded: figures and text come first, code is a click away.
 SHOWN_LINES = 12
+_HIDDEN = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
+#: What the line of a folded cell says, by its tags.
+LABELS = {
+    "injected-parameters": "Parameters of this run",
+    "parameters": "Parameters, and what they mean",
+    "hide-cell": "The numbers",
+    "hide-input": "Code",
+}
 
 
 def fold_cells(app: Any, docname: str, source: list[str]) -> None:
@@ -96,6 +104,8 @@ def fold_cells(app: Any, docname: str, source: list[str]) -> None:
         tags = cell["metadata"].setdefault("tags", [])
         parameters = {"parameters", "injected-parameters"} & set(tags)
         long = len("".join(cell["source"]).splitlines()) > SHOWN_LINES
-        if (parameters or long) and not {"hide-input", "remove-cell", "remove-input"} & set(tags):
+        if (parameters or long) and not _HIDDEN & set(tags):
             tags.append("hide-input")
+        if label := next((words for tag, words in LABELS.items() if tag in tags), ""):
+            cell["metadata"]["mystnb"] = {"code_prompt_show": label, "code_prompt_hide": label}
     source[0] = json.dumps(notebook)

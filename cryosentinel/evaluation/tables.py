@@ -28,7 +28,7 @@ def estimates(found: Mapping[str, Estimate], name: str = "IoU", signed: bool = F
     """
     import pandas as pd
 
-    form = "+.4f" if signed else ".4f"
+    form = "+.3f" if signed else ".3f"
     return pd.DataFrame(
         {
             row: {name: f"{e.value:{form}}", "95 % interval": _interval(e.low, e.high, form), "chips": e.n,
@@ -38,9 +38,31 @@ def estimates(found: Mapping[str, Estimate], name: str = "IoU", signed: bool = F
     ).T  # fmt: skip
 
 
-def reasons(found: Mapping[str, Estimate]) -> str:
+def matrix(found: Mapping[str, Mapping[str, Estimate]], signed: bool = False) -> pd.DataFrame:
+    """A row a method and a column a figure, or the like: scores with their 95 % intervals in brackets.
+
+    Args:
+        found: row name -> column name -> estimate.
+        signed: write a sign, for differences.
+
+    Returns:
+        Strings; a score that is not defined is a dash, and an interval that cannot be given is left out.
+    """
+    import pandas as pd
+
+    form = "+.3f" if signed else ".3f"
+
+    def cell(e: Estimate) -> str:
+        interval = _interval(e.low, e.high, form)
+        return "–" if e.value != e.value else f"{e.value:{form}}" + ("" if interval == "none" else f" ({interval})")
+
+    return pd.DataFrame({row: {name: cell(e) for name, e in of.items()} for row, of in found.items()}).T
+
+
+def reasons(found: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]]) -> str:
     """Why intervals are missing, each reason once; empty where none is."""
-    return "; ".join(dict.fromkeys(e.reason for e in found.values() if e.reason))
+    each = [e for of in found.values() for e in (of.values() if isinstance(of, Mapping) else [of])]
+    return "; ".join(dict.fromkeys(e.reason for e in each if e.reason))
 
 
 def entries(recorded: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
