@@ -27,7 +27,7 @@ from cryosentinel_figures import (  # noqa: E402
     preset,
     written,
 )
-from cryosentinel_pages import NO_DATA, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
+from cryosentinel_pages import NO_DATA, SHOWN_LINES, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
 
 from cryosentinel import paths  # noqa: E402
 
@@ -230,7 +230,8 @@ def test_the_first_map_of_a_chapter_is_shown(tmp_path):
 
 def test_parameters_and_long_cells_are_folded():
     cells = [{"cell_type": "code", "metadata": {"tags": tags}, "source": source} for tags, source in (
-        (["parameters"], ["a = 1"]), (["injected-parameters"], "a = 2"), ([], ["x\n"] * 12), ([], ["x\n"] * 13),
+        (["parameters"], ["a = 1"]), (["injected-parameters"], "a = 2"),
+        ([], ["x\n"] * SHOWN_LINES), ([], ["x\n"] * (SHOWN_LINES + 1)),
         (["remove-cell"], ["x\n"] * 40), (["hide-cell"], ["x\n"] * 40),
     )]  # fmt: skip
     source = [json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["x\n"] * 40}, *cells]})]

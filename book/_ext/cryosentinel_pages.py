@@ -82,7 +82,7 @@ def describe_images(app: Any, doctree: nodes.document) -> None:
 # -------------------------------------------------------------------------------------------------------------- cells
 
 #: A chapter's cells of more lines are folded: figures and text come first, code is a click away.
-SHOWN_LINES = 12
+SHOWN_LINES = 6
 _HIDDEN = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
 #: What the line of a folded cell says, by its tags.
 LABELS = {
