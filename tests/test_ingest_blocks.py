@@ -10,11 +10,13 @@ import pytest
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj import Transformer
 
 from cryosentinel.ingest.blocks import Blocks, rectangles
 from cryosentinel.ingest.reading import read
 from cryosentinel.ingest.services import Service
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 SIDE = 3 * world.BLOCK + 40
 
 
@@ -90,3 +92,19 @@ def test_a_neighbour_that_lies_on_blocks_already_read_asks_for_nothing(tmp_path)
             np.testing.assert_array_equal(found, world.scene()["dem"][0, :224, cols])
             received.append(files.count()[1])
     assert received[1] == received[0] > 0
+
+
+def test_what_another_zones_tile_shows_does_not_depend_on_the_cut(tmp_path):
+    """GDAL widens its kernel where the window that is read is larger than what it covers."""
+    noise = np.random.default_rng(0).integers(1000, 5000, (600, 600)).astype(np.uint16)
+    x, y = Transformer.from_crs(world.EPSG, 32644, always_xy=True).transform(world.LEFT, world.TOP)
+    world.write_cog(tmp_path / "a.tif", noise, 32644, x // 10 * 10, y // 10 * 10, nodata=0)
+    item = {"id": "a", "assets": {"B02": {"href": str(tmp_path / "a.tif")}}}
+    whole = GeoBox((448, 448), Affine(10, 0, world.LEFT - 1120, 0, -10, world.TOP + 1120), f"EPSG:{world.EPSG}")
+    options = {"dtype": "uint16", "nodata": 0, "resampling": "bilinear"}
+    service = Service("here", "", {})
+    everything = read(item, ["B02"], whole, service, 0, **options)["B02"]
+    inner = np.s_[224:448, 224:448]
+    part = read(item, ["B02"], whole[inner], service, 0, **options)["B02"]
+    assert (part > 0).mean() > 0.8
+    assert np.abs(part.astype(int) - everything[inner]).mean() < 5  # of 4,000; GDAL's transformer is an approximation
