@@ -42,9 +42,7 @@ def test_tiles_meet_without_a_seam_and_a_missing_one_is_no_data(tmp_path):
         dem, broken = read_dem(items, grid, world.FAST, service)
         gone = {**items[1], "assets": {"DEM": {"href": f"{files.url}/{files.unique}/none.tif"}}}
         alone, missing = read_dem([items[0], gone], grid, world.FAST, service)
-        assert read_dem([{**items[1], "assets": {}}], grid, world.FAST, service)[1] == [
-            "dem77.0 (no asset of elevation)"
-        ]
+        assert read_dem([{**items[1], "assets": {}}], grid, world.FAST, service)[1] == ["dem77.0 (no asset DEM)"]
     cols, rows = np.meshgrid(np.arange(224) + 0.5, np.arange(224) + 0.5)
     east, north = grid.affine.c + 10 * cols, grid.affine.f - 10 * rows
     lon, lat = Transformer.from_crs(world.EPSG, 4326, always_xy=True).transform(east, north)

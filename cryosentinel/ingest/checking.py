@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from cryosentinel.errors import HubError, InputError
+from cryosentinel.errors import HubError
 from cryosentinel.ingest.grid import Box
-from cryosentinel.ingest.reading import BrokenAssetError, read
+from cryosentinel.ingest.reading import BrokenAssetError, read, require
 from cryosentinel.ingest.search import Catalogue, Item, cloud_cover, grid_epsg, open_catalogues, search_box, when
 from cryosentinel.ingest.sentinel1 import in_decibels, product_of
 from cryosentinel.ingest.sentinel2 import stated_conversion
@@ -84,21 +83,15 @@ def check(box: Box, year: int, service: str, settings: Settings | None = None, *
     for modality, catalogue in catalogues.items():
         items: list[Item] = getattr(found, modality)
         if not items:
-            raise InputError(
-                f"{catalogue.service.name} holds no {SENSORS[modality]} ({', '.join(catalogue.collections)}) around "
-                f"{y:.2f} N {x:.2f} E in the season of {year} that passes the limits; check year, box and season, or "
-                "take it from another service."
-            )
+            raise catalogue.nothing(f"around {y:.2f} N {x:.2f} E", year)
         begun = time.monotonic()
         item = min(items, key=lambda item: (cloud_cover(item), item["id"]))
         name = {"s2": "B03", "s1": "VV", "dem": "DEM"}[modality]
-        missing = [each for each in ASSETS[modality] if each not in item["assets"]]
-        if missing:
-            raise HubError(f"{item['id']} of {catalogue.service.name} has no asset {', '.join(missing)}.")
         try:
+            require(item, ASSETS[modality])
             pixel = _pixel(item, name, (x, y), catalogue, settings)
         except BrokenAssetError as error:
-            raise HubError(f"{catalogue.service.name} has an item whose file cannot be read: {error}.") from None
+            raise HubError(f"{catalogue.service.name} has an item that cannot be read: {error}.") from None
         seconds = time.monotonic() - begun + searched
         host, says = urlsplit(item["assets"][name]["href"]).netloc, _says(item, modality, name, pixel)
         source = catalogue.service.name, catalogue.collections, len(items), item["id"], when(item).date(), host
@@ -118,8 +111,7 @@ def _pixel(item: Item, name: str, place: tuple[float, float], catalogue: Catalog
     epsg = grid_epsg(item) or utm_epsg(lat, lon)
     x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(lon, lat)
     grid = GeoBox((1, 1), Affine(10, 0, x // 10 * 10, 0, -10, y // 10 * 10), f"EPSG:{epsg}")
-    options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "nearest"}
-    return float(read(item, [name], grid, catalogue.service, settings.retries, **options)[name][0, 0])
+    return float(read(item, [name], grid, catalogue.service, settings.retries, resampling="nearest")[name][0, 0])
 
 
 def _says(item: Item, modality: str, name: str, pixel: float) -> str:

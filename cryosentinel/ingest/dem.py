@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cryosentinel.ingest.reading import BrokenAssetError, read
+from cryosentinel.ingest.reading import read, side_by_side
 from cryosentinel.ingest.search import Item
 from cryosentinel.ingest.services import Service
 from cryosentinel.ingest.settings import Settings
@@ -24,16 +24,10 @@ def read_dem(items: Sequence[Item], geobox: Any, settings: Settings, service: Se
         ServiceDownError: a server fails in spite of the retries.
         AccessDeniedError: the service refuses its files.
     """
-    dem, broken = np.full(geobox.shape, np.nan, np.float32), []
-    options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
-    for tile in sorted(items, key=lambda item: item["id"]):
-        try:
-            if "DEM" not in tile["assets"]:
-                raise BrokenAssetError(f"{tile['id']} (no asset of elevation)")
-            values = read(tile, ["DEM"], geobox, service, settings.retries, **options)["DEM"]
-        except BrokenAssetError as error:
-            broken.append(str(error))
-            continue
-        held = np.isnan(dem) & (values > DEM_NODATA[0]) & (values < DEM_NODATA[1])
-        dem[held] = values[held]
-    return np.where(np.isnan(dem), -32_768, np.rint(dem)).astype(np.int16)[None], broken
+
+    def load(tile: Item) -> np.ndarray:
+        values = read(tile, ["DEM"], geobox, service, settings.retries)["DEM"]
+        return np.where((values > DEM_NODATA[0]) & (values < DEM_NODATA[1]), values, np.nan)[None]
+
+    dem, broken = side_by_side(sorted(items, key=lambda item: item["id"]), load, (1, *geobox.shape))
+    return np.where(np.isnan(dem), -32_768, np.rint(dem)).astype(np.int16), broken

@@ -12,6 +12,7 @@ import numpy as np
 
 from cryosentinel.errors import InputError
 from cryosentinel.ingest.grid import SIDE, STEP_M, Box, Cell, ChipGroup, inside, zones
+from cryosentinel.ingest.reading import first_line
 from cryosentinel.sensors import PIXEL_SIZE_M
 
 YEAR_COLUMNS = ("year", "inventory_year", "inv_year", "snapshot_year", "year_", "yr")
@@ -40,7 +41,7 @@ def _read(path: Path, box: Box) -> Any:
         read = geopandas.read_parquet if path.suffix.lower() in (".parquet", ".geoparquet") else geopandas.read_file
         frame = read(path)
     except Exception as error:  # a driver of any format may fail in its own way
-        raise InputError(f"The inventory {path} cannot be read ({_first_line(error)}); give a vector file.") from None
+        raise InputError(f"The inventory {path} cannot be read ({first_line(error)}); give a vector file.") from None
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
         raise InputError(f"The inventory {path} holds no outlines; give a file of polygons.")
     if frame.crs is None:
@@ -85,10 +86,6 @@ def _year(value: Any, otherwise: int) -> int:
     """A year from an integer, a text or a date."""
     found = re.search(r"(?:19|20)\d\d", str(value))
     return int(found[0]) if found else otherwise
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def read_inventory(paths: Sequence[str | os.PathLike[str]], snapshot: int, box: Box) -> Any:

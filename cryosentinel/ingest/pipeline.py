@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import as_completed as as_threads_complete
 from contextlib import contextmanager
@@ -27,8 +27,8 @@ from cryosentinel.ingest.report import (
     write_index,
     write_statistics,
 )
-from cryosentinel.ingest.search import Catalogue, Found, open_catalogues, search_groups
-from cryosentinel.ingest.services import SENSORS, find_services
+from cryosentinel.ingest.search import open_catalogues, search_groups
+from cryosentinel.ingest.services import find_services
 from cryosentinel.ingest.settings import Settings, digest
 from cryosentinel.ingest.staging import RECORD_FILE, Staging
 from cryosentinel.paths import shard_path
@@ -138,7 +138,9 @@ def ingest(
     if todo:
         catalogues = open_catalogues(services, settings)
         found = search_groups(catalogues, todo, year, settings)
-        _refuse_nothing(found, catalogues, region, year, nothing_yet=len(todo) == len(groups))
+        for key, catalogue in catalogues.items():
+            if len(todo) == len(groups) and not any(getattr(items, key) for items in found.values()):
+                raise catalogue.nothing(f"over {region}", year)
         with _disk(out):
             staging.begin(
                 {
@@ -182,18 +184,6 @@ def _disk(out: Path) -> Iterator[None]:
             f"{out} cannot be written ({error.strerror or error}); what is done is kept: free some space and run the "
             "same command again to go on."
         ) from None
-
-
-def _refuse_nothing(
-    found: dict[int, Found], catalogues: Mapping[str, Catalogue], region: str, year: int, nothing_yet: bool
-) -> None:
-    for key, catalogue in catalogues.items():
-        if nothing_yet and not any(getattr(items, key) for items in found.values()):
-            raise InputError(
-                f"{catalogue.service.name} holds no {SENSORS[key]} acquisition ({', '.join(catalogue.collections)}) "
-                f"over {region} in the season of {year} that passes the limits; check year, box, season and cloud "
-                "limit, or take it from another service."
-            )
 
 
 @contextmanager

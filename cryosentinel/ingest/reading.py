@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,6 +110,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0].rstrip(".")[:160] or type(error).__name__
 
 
+def require(item: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise BrokenAssetError where an item lacks one of these assets."""
+    if missing := [name for name in names if name not in item["assets"]]:
+        raise BrokenAssetError(f"{item['id']} (no asset {', '.join(missing)})")
+
+
 def read(
     item: dict[str, Any],
     names: Sequence[str],
@@ -117,9 +123,9 @@ def read(
     service: Service,
     retries: int,
     *,
-    dtype: str,
-    nodata: float,
-    resampling: str,
+    dtype: str = "float32",
+    nodata: float = np.nan,
+    resampling: str = "bilinear",
     take: Callable[[str, np.ndarray], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Read assets of an item on a grid: pixels are copied where the grids agree, and resampled elsewhere.
@@ -140,10 +146,11 @@ def read(
         name -> (H, W).
 
     Raises:
-        BrokenAssetError: a file is missing or cannot be decoded.
+        BrokenAssetError: an asset or its file is missing, or it cannot be decoded.
         ServiceDownError: a server fails in spite of the retries.
         AccessDeniedError: the service refuses the files.
     """
+    require(item, names)
 
     def patient(name: str) -> np.ndarray:
         # Asset by asset, so that one that fails is repeated without the others; options of GDAL hold for a thread.
@@ -185,6 +192,31 @@ def read(
     with ThreadPoolExecutor(min(THREADS, len(names))) as threads:
         done = dict(zip(names, threads.map(one, names), strict=True))
     return {name: found for name, found in done.items() if found is not None}
+
+
+def side_by_side(
+    items: Iterable[dict[str, Any]], load: Callable[[dict[str, Any]], np.ndarray], shape: tuple[int, ...]
+) -> tuple[np.ndarray, list[str]]:
+    """What items show together, the first of those that overlap.
+
+    Args:
+        items: STAC JSON.
+        load: gives one's (bands, H, W), not a number where it has no data.
+        shape: of what it gives.
+
+    Returns:
+        (bands, H, W) float32, and what could not be read.
+    """
+    result, broken = np.full(shape, np.nan, np.float32), []
+    for item in items:
+        try:
+            found = load(item)
+        except BrokenAssetError as error:
+            broken.append(str(error))
+            continue
+        empty = ~np.isfinite(result).all(axis=0)
+        result[:, empty] = found[:, empty]
+    return result, broken
 
 
 def _load(href: str, geobox: Any, service: Service, dtype: str, nodata: float, resampling: str) -> np.ndarray:

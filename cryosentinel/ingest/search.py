@@ -12,7 +12,7 @@ from typing import Any
 from cryosentinel.errors import HubError, InputError
 from cryosentinel.ingest.grid import Box, ChipGroup
 from cryosentinel.ingest.reading import first_line
-from cryosentinel.ingest.services import ASSETS, Service
+from cryosentinel.ingest.services import ASSETS, SENSORS, Service
 from cryosentinel.ingest.settings import Settings
 
 PAGE = 100  # items a page of an answer
@@ -106,6 +106,14 @@ class Catalogue:
         if self.modality == "s1":
             refuse_ungridded(found, self.service)
         return newest(found, self.collections) if self.modality == "s2" else found
+
+    def nothing(self, where: str, year: int) -> InputError:
+        """That the modality is not there."""
+        return InputError(
+            f"{self.service.name} holds no {SENSORS[self.modality]} acquisition ({', '.join(self.collections)}) "
+            f"{where} in the season of {year} that passes the limits; check year, box, season and cloud limit, or take "
+            "it from another service."
+        )
 
 
 def open_catalogues(services: Mapping[str, Service], settings: Settings) -> dict[str, Catalogue]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cryosentinel.data.stack import to_db
-from cryosentinel.ingest.reading import BrokenAssetError, read
+from cryosentinel.ingest.reading import read, side_by_side
 from cryosentinel.ingest.search import Item, when
 from cryosentinel.ingest.services import ASSETS, Service
 from cryosentinel.ingest.settings import Settings
@@ -125,26 +125,13 @@ def read_pass(overpass: Pass, geobox: Any, settings: Settings, service: Service)
         ServiceDownError: a server fails in spite of the retries.
         AccessDeniedError: the service refuses its files.
     """
-    s1 = np.full((len(ASSETS["s1"]), *geobox.shape), np.nan, np.float32)
-    broken: list[str] = []
-    for item in overpass.items:
-        try:
-            frame = _read_frame(item, geobox, settings, service)
-        except BrokenAssetError as error:
-            broken.append(str(error))
-            continue
-        empty = ~np.isfinite(s1).all(axis=0)
-        s1[:, empty] = frame[:, empty]
-    return s1, broken
+    shape = len(ASSETS["s1"]), *geobox.shape
+    return side_by_side(overpass.items, lambda item: _read_frame(item, geobox, settings, service), shape)
 
 
 def _read_frame(item: Item, geobox: Any, settings: Settings, service: Service) -> np.ndarray:
     bands = MODALITIES["S1GRD"]
-    missing = [name for name in bands if name not in item["assets"]]
-    if missing:
-        raise BrokenAssetError(f"{item['id']} (no asset {', '.join(missing)})")
-    options: dict[str, Any] = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
-    found = read(item, bands, geobox, service, settings.retries, **options)
+    found = read(item, bands, geobox, service, settings.retries)
     frames = []
     for name in bands:
         values = found[name]

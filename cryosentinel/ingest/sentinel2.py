@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryosentinel.data.offset import offset_state
-from cryosentinel.ingest.reading import BrokenAssetError, read
+from cryosentinel.ingest.reading import BrokenAssetError, read, require
 from cryosentinel.ingest.search import Item, cloud_cover, grid_epsg, version, when
 from cryosentinel.ingest.services import ASSETS, Service
 from cryosentinel.ingest.settings import Settings
@@ -163,7 +163,6 @@ def choose(
     acquisitions: Sequence[object],
     needed: np.ndarray,
     settings: Settings,
-    dark: bool = True,
 ) -> np.ndarray:
     """Which scene each pixel comes from.
 
@@ -175,7 +174,6 @@ def choose(
         acquisitions: the acquisition of each scene.
         needed: (H, W) bool, pixels that matter.
         settings: what hides the ground.
-        dark: take pixels that are shadow in every scene.
 
     Returns:
         (H, W) int16 position in ``classes`` or -1.
@@ -191,7 +189,7 @@ def choose(
         new = clear[n] & needed & (source < 0)
         if new.sum() >= max(1, MIN_SHARE * needed.sum()):
             source[new] = n
-    if dark and len(shown) > 1:
+    if len(shown) > 1:
         shadow = np.logical_and.reduce([(c == CLOUD_SHADOW) | (c == NO_DATA) for c in classes])
         seen = np.sum([
             np.logical_or.reduce([c == CLOUD_SHADOW for c, a in zip(classes, acquisitions, strict=True) if a == each])
@@ -222,10 +220,8 @@ def compose(items: Sequence[Item], geobox: Any, needed: np.ndarray, settings: Se
     classes: list[np.ndarray] = []
     scenes: list[Item] = []
     for item in _candidates(items, settings, geobox.crs.epsg):
-        missing = [name for name in ASSETS["s2"] if name not in item["assets"]]
         try:
-            if missing:
-                raise BrokenAssetError(f"{item['id']} (no asset {', '.join(missing)})")
+            require(item, ASSETS["s2"])
             found = read(
                 item, ["SCL"], geobox, service, settings.retries, dtype="uint8", nodata=NO_DATA, resampling="nearest"
             )
@@ -295,8 +291,7 @@ def _fill(
         s2[S2_BANDS.index(band)][box][inner] = numbers[inner]
 
     # Digital numbers go to their place band by band, so that no band is held twice; reflectance is made there.
-    options: dict[str, Any] = {"dtype": "uint16", "nodata": 0, "resampling": "bilinear"}
-    read(item, S2_BANDS, geobox[box], service, settings.retries, take=put, **options)
+    read(item, S2_BANDS, geobox[box], service, settings.retries, dtype="uint16", nodata=0, take=put)
     conversions = [stated_conversion(item, band) for band in S2_BANDS]
     offset, note = settle_offset(item, conversions[1], np.stack([samples[band] for band in S2_BANDS]))
     for n, conversion in enumerate(conversions):
