@@ -341,7 +341,7 @@ def _prose(text: str) -> str:
 
 def _typed(text: str) -> list[str]:
     """Decimals and percentages of a text that are neither stated, quoted nor published."""
-    published = {f"{record['value']:.{digits}f}" for record in PUBLISHED.values() for digits in (2, 3, 4)}
+    published = {f"{record['value']:.{digits}f}" for record in PUBLISHED.values() for digits in (3, 4)}
     found = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)|\b\d+(?= ?%)", _prose(text))
     return [number for number in found if number not in published]
 
