@@ -193,7 +193,7 @@ def _write(
     hyper = {"hyper_parameters": members[0].hyper} if members[0].hyper else {}
     state = {f"model.{name}": value for name, value in mean.items()}
     write_checkpoint(out, {**hyper, **metadata, "state_dict": state, "soup": {**note, "members": notes}})
-    print(f"{out}: the mean of {len(members)} checkpoints, {len(mean)} tensors.")
+    print(f"{paths.display_path(Path(out))}: the mean of {len(members)} checkpoints, {len(mean)} tensors.")
     return Path(out)
 
 
