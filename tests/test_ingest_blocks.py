@@ -36,8 +36,8 @@ class Counted:
     def __getattr__(self, name):
         return getattr(self.source, name)
 
-    def read(self, band, window):
-        found = self.source.read(band, window=window)
+    def read(self, band, out, window):
+        found = self.source.read(band, out=out, window=window)
         self.blocks += -(-found.shape[0] // world.BLOCK) * -(-found.shape[1] // world.BLOCK)
         return found
 

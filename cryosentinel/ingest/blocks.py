@@ -69,7 +69,7 @@ class Blocks:
             for i, j, down, right in rectangles(missing):
                 found = part(i, j, down, right)
                 y, x = i * high, j * wide
-                found[:] = source.read(1, window=((y, y + found.shape[0]), (x, x + found.shape[1])))
+                source.read(1, out=found, window=((y, y + found.shape[0]), (x, x + found.shape[1])))
             for place in missing:
                 self._put(name, place, part(*place))
         return pixels[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]

@@ -226,7 +226,6 @@ def _load(href: str, geobox: Any, service: Service, dtype: str, nodata: float, r
     from odc.geo.overlap import compute_reproject_roi
     from rasterio.warp import Resampling, reproject
 
-    result = np.full(geobox.shape, nodata, dtype)
     with rasterio.open(address(href, service), sharing=False) as source:
         grid, empty = GeoBox.from_rio(source), nodata if source.nodata is None else source.nodata
         tolerance = 0.9 if resampling == "nearest" else 0.05  # of a pixel: such a shift is none
@@ -237,11 +236,16 @@ def _load(href: str, geobox: Any, service: Service, dtype: str, nodata: float, r
         window: Any = overlap.roi_src
         into: Any = overlap.roi_dst
         if any(part.start >= part.stop for part in (*window, *into)):
-            return result
+            return np.full(geobox.shape, nodata, dtype)
         pixels = BLOCKS.window(href, source, *window).astype(dtype, copy=False)
+        if copied:  # without a second array where none is needed: several bands are in work at once
+            if not np.array_equal(empty, nodata, equal_nan=True):
+                pixels[pixels == empty] = nodata
+            if pixels.shape == geobox.shape:
+                return pixels
+        result = np.full(geobox.shape, nodata, dtype)
         if copied:
-            gap = np.isnan(pixels) if np.isnan(empty) else pixels == empty
-            result[into] = np.where(gap, np.asarray(nodata, dtype), pixels)
+            result[into] = pixels
             return result
         # GDAL would widen its kernel where a window is larger than what it covers: then pixels would depend on the cut.
         kernel = {"XSCALE": 1, "YSCALE": 1} if overlap.read_shrink == 1 else {}
