@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import ingest_world as world
@@ -12,6 +14,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
+from cryosentinel.ingest import blocks as blocks_module
+from cryosentinel.ingest import reading
 from cryosentinel.ingest.blocks import Blocks, rectangles
 from cryosentinel.ingest.reading import read
 from cryosentinel.ingest.services import Service
@@ -56,6 +60,20 @@ def test_windows_share_blocks_and_forgotten_ones_are_read_again(path, capacity, 
     assert len(blocks.halves) <= 2 and all(half.end <= capacity // 2 for half in blocks.halves)
 
 
+def test_a_full_disk_costs_only_that_blocks_are_fetched_again(path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(blocks_module.tempfile, "TemporaryFile", lambda **_: Full())
+    blocks = Blocks()
+    with rasterio.open(path[0]) as opened:
+        source = Counted(opened)
+        for _ in range(2):
+            np.testing.assert_array_equal(blocks.window("a", source, *WINDOWS[2]), path[1])
+    assert source.blocks == 32
+
+
 def test_threads_that_want_the_same_blocks_fetch_them_once(path):
     blocks = Blocks()
 
@@ -79,19 +97,15 @@ def test_blocks_are_asked_for_in_rectangles():
     )
 
 
-def test_a_neighbour_that_lies_on_blocks_already_read_asks_for_nothing(tmp_path):
-    with world.serve(tmp_path / "files") as files:
-        item = world.dem_item(files)
-        item["assets"] = {"DEM": item["assets"]["data"]}
-        service = Service("stand-in", files.stac, {})
-        options = {"dtype": "float32", "nodata": float("nan"), "resampling": "bilinear"}
-        received = []
-        for cols in (slice(0, 224), slice(112, 256)):  # of blocks of 256 pixels
-            grid = GeoBox((224, 448), Affine(10, 0, world.LEFT, 0, -10, world.TOP), f"EPSG:{world.EPSG}")[:, cols]
-            found = read(item, ["DEM"], grid, service, 1, **options)["DEM"]
-            np.testing.assert_array_equal(found, world.scene()["dem"][0, :224, cols])
-            received.append(files.count()[1])
-    assert received[1] == received[0] > 0
+def test_windows_of_an_item_go_through_the_shared_blocks(path, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCKS", Blocks())
+    item = {"id": "a", "assets": {"DEM": {"href": str(path[0])}}}
+    grid = GeoBox((224, 448), Affine(10, 0, world.LEFT, 0, -10, world.TOP), f"EPSG:{world.EPSG}")
+    for cols in (slice(0, 224), slice(112, 448)):  # of blocks of 256 pixels
+        found = read(item, ["DEM"], grid[:, cols], Service("here", "", {}), 1)["DEM"]
+        np.testing.assert_array_equal(found, path[1][:224, cols])
+    (half,) = reading.BLOCKS.halves
+    assert set(half.places) == {(str(path[0]), 0, 0), (str(path[0]), 0, 1)}
 
 
 def test_what_another_zones_tile_shows_does_not_depend_on_the_cut(tmp_path):

@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,8 @@ CAPACITY = 2 * 2**30
 
 @dataclass
 class _Half:
-    file: IO[bytes] = field(
-        default_factory=tempfile.TemporaryFile
-    )  # without a name: gone with the process, however it ends
+    # A file without a name goes with the process, however it ends; unbuffered, so that a full disk shows at once.
+    file: Any = field(default_factory=lambda: tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
     places: dict[tuple[str, int, int], int] = field(default_factory=dict)
     end: int = 0
 
@@ -85,17 +84,17 @@ class Blocks:
 
     def _put(self, name: str, place: tuple[int, int], block: np.ndarray) -> None:
         with self.lock:
-            if not self.halves or self.halves[-1].end + block.nbytes > self.capacity // 2:
-                self.halves = [*self.halves[-1:], _Half()]
-            half = self.halves[-1]
             try:
+                if not self.halves or self.halves[-1].end + block.nbytes > self.capacity // 2:
+                    self.halves = [*self.halves[-1:], _Half()]
+                half = self.halves[-1]
                 half.file.seek(half.end)
-                half.file.write(block.tobytes())
-                half.file.flush()
-            except OSError:  # the disk is full: the block is fetched again where it is wanted again
+                written = half.file.write(block.tobytes())
+            except OSError:  # no room: the block is fetched again where it is wanted again
                 return
-            half.places[name, *place] = half.end
-            half.end += block.nbytes
+            if written == block.nbytes:
+                half.places[name, *place] = half.end
+                half.end += written
 
 
 def rectangles(places: Iterable[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
