@@ -239,6 +239,18 @@ class OpenScene:
             bands[OPTICAL : OPTICAL + 2] = to_db(bands[OPTICAL : OPTICAL + 2])
         return bands
 
+    def block_rows_mb(self, rows: int) -> int:
+        """Megabytes of so many rows of the files' blocks."""
+        return 1 + sum(
+            rows
+            * source.block_shapes[0][0]
+            * source.width
+            * source.count
+            * np.dtype(source.dtypes[0]).itemsize
+            // 10**6
+            for source in self._sources
+        )
+
     def pixel_ha(self) -> float:
         """Area of the middle pixel on the ellipsoid, ha."""
         width, height = true_pixel_size(self.crs, self.transform, self.shape)
@@ -265,8 +277,12 @@ def open_scene(scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLik
         InputError: not a raster; not 15 bands (or 12, 2 and 1 on one grid); no CRS; pixels far from 10 m; values that
             are not in a chip's units.
     """
+    import rasterio
+
     with contextlib.ExitStack() as stack:
         opened = OpenScene(Scene.of(scene), stack)
+        # GDAL would keep a twentieth of the machine's memory; what neighbouring bands share is two rows of blocks.
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=max(32, opened.block_rows_mb(2))))
         check_values(opened)
         if opened.resampled:
             warnings.warn(
