@@ -124,17 +124,12 @@ class Audit:
         kept.attrs = dict(self.table.attrs)
         return kept
 
-    def worst_chips(self, count: int) -> pd.Index:
-        """Positions of the chips with the lowest IoU, empty ones left out."""
-        bearing = self.verdicts[self.verdicts["label_px"] + self.verdicts["prediction_px"] > 0]
-        return bearing.sort_values("iou", kind="stable").head(count).index
-
     def one_sided_drop(self, worst: int = CARD_WORST) -> pd.DataFrame:
         """The published card's variant, for comparison only: undersized labels go, among the worst chips by IoU.
 
         One-sided twice over: only chips that cost the model are looked at, and only errors that excuse it are sought.
         """
-        lowest = self.worst_chips(worst)
+        lowest = worst_chips(self.verdicts, worst)
         small = set(self.pieces.loc[self.pieces["verdict"].isin((TOO_SMALL, MISSING)), "row"])
         return self._without(lowest[self.verdicts.loc[lowest, "row"].isin(small)])
 
@@ -153,6 +148,12 @@ class Audit:
             "two_sided_drop": self._without(self.verdicts.index[accused]),
             "one_sided_drop": self.one_sided_drop(),
         }
+
+
+def worst_chips(verdicts: pd.DataFrame, count: int) -> pd.Index:
+    """Positions of the chips with the lowest IoU in a verdict table, empty ones left out."""
+    bearing = verdicts[verdicts["label_px"] + verdicts["prediction_px"] > 0]
+    return bearing.sort_values("iou", kind="stable").head(count).index
 
 
 def independence(sanity: float | None) -> str:

@@ -9,8 +9,8 @@ that the published card trusts).
 The evidence on a piece comes from several sources (:data:`EVIDENCE`): the probability of a model that has not seen the
 place, two water indices, near infrared, radar, the elevation model, the images of other years. A judge per direction, a
 logistic function of the evidence, gives the probability that the *label* is wrong there; its coefficients stand in
-``configs/audit.yaml`` beside the thresholds of the verdicts: stated beforehand, or learned on simulated chips with
-planted errors, of a seed that no figure is reported on.
+``configs/audit.yaml`` beside the thresholds of the verdicts, learned on simulated chips with planted errors, of a seed
+that no figure is reported on.
 """
 
 from __future__ import annotations
@@ -88,19 +88,19 @@ class AuditRule:
         worst: candidates from each tail, the largest pieces of each direction.
         control: chips drawn at random from the rest, to see what the candidates do not show.
         seed: of the draw, and of the review sheet's shuffling.
-        learned_on: simulated seed that the judges were learned on; None for judges that are stated.
+        tuned_on: seed of the simulated world that the rule was tuned on, and that no figure is reported of.
         judges: direction -> judge.
     """
 
     threshold: float = 0.5
     tolerance_px: int = 4
     min_px: int = 50
-    accuse: float = 0.8
-    acquit: float = 0.2
+    accuse: float = 0.6
+    acquit: float = 0.3
     worst: int = 20
     control: int = 20
     seed: int = 42
-    learned_on: int | None = None
+    tuned_on: int = 42
     judges: Mapping[str, Judge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

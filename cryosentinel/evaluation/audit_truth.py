@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosentinel.evaluation.audit import CARD_WORST, LABEL_VERDICTS, Audit
+from cryosentinel.evaluation.audit import CARD_WORST, LABEL_VERDICTS, Audit, worst_chips
 from cryosentinel.evaluation.audit_pieces import (
     LESS,
     MORE,
@@ -174,62 +174,32 @@ def against_truth(
     return Findings(result.pieces.assign(right=right, weight=weights), pd.DataFrame(rows, columns=columns))
 
 
-#: Audit -> which pieces it accuses, from the tables of pieces and chips: (pieces,) bool. "two against one": MNDWI and
-#: prediction against the label; "probability alone": beyond 0.9; "MNDWI ratio": water by MNDWI three times the label or
-#: a third; "worst chips": by IoU, as many as this audit accuses; "the card's": too small, among the worst seven.
-RIVALS: dict[str, Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]] = {}
+def rivals(pieces: pd.DataFrame, chips: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Audit -> which pieces it accuses, (pieces,) bool, this audit first.
 
-
-def _rival(name: str) -> Callable[[Any], Any]:
-    def register(function: Callable[[pd.DataFrame, pd.DataFrame], np.ndarray]) -> Any:
-        RIVALS[name] = function
-        return function
-
-    return register
-
-
-@_rival("this audit")
-def _own(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
-    return pieces["verdict"].isin(LABEL_VERDICTS).to_numpy()
-
-
-@_rival("two against one")
-def _two_against_one(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
+    Args:
+        pieces: of an audit.
+        chips: its verdict table.
+    """
+    more = (pieces["direction"] == MORE).to_numpy()
     water = (pieces["mndwi"] >= WATER_MNDWI).to_numpy()
-    return np.where(pieces["direction"] == MORE, water, ~water & (pieces["bright"] < HALF).to_numpy())
-
-
-@_rival("probability alone")
-def _probability(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
-    odds = pieces["probability"].to_numpy()
-    return np.where(pieces["direction"] == MORE, odds, -odds) >= np.log(9)
-
-
-@_rival("MNDWI ratio")
-def _ratio(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
+    odds = np.where(more, 1, -1) * pieces["probability"].to_numpy()
     ratio = pieces["row"].map(chips.set_index("row")["mndwi_ratio"]).to_numpy()
-    return np.where(pieces["direction"] == MORE, ratio > 3, ratio < 1 / 3)
+    own = pieces["verdict"].isin(LABEL_VERDICTS).to_numpy()
 
+    def worst(count: int) -> np.ndarray:
+        return pieces["row"].isin(chips.loc[worst_chips(chips, count), "row"]).to_numpy()
 
-def _worst(chips: pd.DataFrame, count: int) -> set[int]:
-    bearing = chips[chips["label_px"] + chips["prediction_px"] > 0]
-    return set(bearing.sort_values("iou", kind="stable").head(count)["row"])
-
-
-@_rival("worst chips")
-def _worst_chips(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
-    count = pieces.loc[_own(pieces, chips), "row"].nunique()
-    return pieces["row"].isin(_worst(chips, count)).to_numpy()
-
-
-@_rival("the card's")
-def _card(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
-    return (pieces["row"].isin(_worst(chips, CARD_WORST)) & (pieces["direction"] == MORE)).to_numpy()
-
-
-@_rival("none")
-def _none(pieces: pd.DataFrame, chips: pd.DataFrame) -> np.ndarray:
-    return np.zeros(len(pieces), bool)
+    return {
+        "this audit": own,
+        # MNDWI and prediction against the label
+        "two against one": np.where(more, water, ~water & (pieces["bright"] < HALF).to_numpy()),
+        "probability alone": odds >= np.log(9),
+        "MNDWI ratio": np.where(more, ratio > 3, ratio < 1 / 3),
+        "worst chips": worst(pieces.loc[own, "row"].nunique()),  # by IoU, as many as this audit accuses
+        "the card's": worst(CARD_WORST) & more,
+        "none": np.zeros(len(pieces), bool),
+    }  # fmt: skip
 
 
 def shown(found: Estimate | Mapping[str, Any]) -> str:
@@ -251,20 +221,25 @@ def comparison(compared: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     ).T  # fmt: skip
 
 
-def compare(findings: Findings, chips: pd.DataFrame, oracle: np.ndarray | None = None) -> dict[str, dict[str, Any]]:
+def compare(
+    findings: Findings, chips: pd.DataFrame, others: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict[str, Any]]:
     """This audit beside naive ones, and beside an oracle that judges the same pieces.
 
     Args:
         findings: pieces and errors, matched.
         chips: the audit's verdict table, for the rivals that look at whole chips.
-        oracle: (pieces,) bool, what it accuses; None for one that knows the truth, whose recall is the ceiling that
-            looking at disagreements alone sets.
+        others: further name -> (pieces,) bool, what it accuses. Without an "oracle" among them, it is one that knows
+            the truth, whose recall is the ceiling that looking at disagreements alone sets.
 
     Returns:
         Name -> ``accused`` (pieces), ``precision`` and ``recall`` (estimates).
     """
-    judged = {name: rival(findings.pieces, chips) for name, rival in RIVALS.items()}
-    judged["oracle"] = findings.pieces["right"].to_numpy(dtype=bool) if oracle is None else oracle
+    judged = {
+        **rivals(findings.pieces, chips),
+        "oracle": findings.pieces["right"].to_numpy(dtype=bool),
+        **(others or {}),
+    }
     return {
         name: {"accused": int(accused.sum()), "precision": findings.precision(accused),
                "recall": findings.recall(accused)}
