@@ -246,6 +246,8 @@ def test_candidates_come_from_both_tails_and_the_control_is_seeded(run):
     assert (verdicts.loc[verdicts["verdict"] == "agree", "rank"] == 0).all()
     assert verdicts["sample"].value_counts().to_dict() == {"": 10, "control": 3, "candidate": 2}
     assert len(audits.sample_positions(verdicts, "control")) == 3
+    _, _, every = run(rule=replace(rule, control=99))
+    assert every.verdicts["sample"].value_counts().to_dict() == {"control": 13, "candidate": 2}
 
 
 def test_corrected_scores_two_sided_and_the_cards_variant(run):
