@@ -328,9 +328,10 @@ def main(words: list[str]) -> int:
     if rule.tuned_on in given.seeds:
         parser.error(f"the rule was tuned on seed {rule.tuned_on}; report it on others")
     outcomes = {seed: cohort(seed, rule, given.places) for seed in given.seeds}
+    command = f"python scripts/audit_record.py --seeds {' '.join(map(str, given.seeds))} --places {given.places}"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     record = {
-        "command": " ".join(["python scripts/audit_record.py", *words]), "commit": commit.strip(),
+        "command": command, "commit": commit.strip(),
         "date": datetime.now(UTC).date().isoformat(), "data": "simulated",
         "probabilities": default_weights().name, "digest": sha256(default_weights()), "tuned_on": rule.tuned_on,
         "reported_on": given.seeds, "planted": {**dataclasses.asdict(PLANTED), "moved": MOVED_SHARE},
