@@ -341,7 +341,7 @@ def test_the_record_is_of_worlds_that_the_rule_was_not_tuned_on():
     assert record["tuned_on"] == AuditRule.read().tuned_on and record["tuned_on"] not in record["reported_on"]
     assert list(record["seeds"]) == [str(seed) for seed in record["reported_on"]]
     every = record["all"]
-    assert every["errors"] >= 100 and all(of["n"] for of in every["recall"].values())
+    assert every["errors"] >= 200 and len(record["seeds"]) >= 3 and all(of["n"] for of in every["recall"].values())
     assert {"this audit", "worst chips", "MNDWI ratio", "the card's", "none", "oracle"} <= set(every["compared"])
 
 
