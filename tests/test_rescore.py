@@ -57,7 +57,7 @@ def test_every_figure_is_the_pure_functions(folder, tmp_path):
     chips = pd.read_csv(tmp_path / "out" / "chips.csv")
     np.testing.assert_allclose(chips.loc[chips["table"] == "soup", "iou"], metrics.chip_iou(one, best))
     text = as_text({"soup": soup, "tiny": tiny})
-    assert "20 are needed" in text and f"{tiny.gain.value:+.4f}" in text
+    assert "20 are needed" in text and f"{tiny.gain.value:+.3f}" in text
 
 
 def test_without_a_validation_table_the_threshold_is_a_half_and_none_is_rounded(folder):
