@@ -511,3 +511,10 @@ def test_seeds_record_names_the_command_that_made_it(tmp_path):
     assert made["command"] == "cryosentinel study --preset quick --seeds 17,42 --parameters.networks stem"
     assert made["seeds"] == [17, 42]
     assert record.main(["sedes"]) == 2
+
+
+def test_the_page_of_seeds_asks_for_figures_that_its_record_has():
+    record = json.loads((ROOT / "book" / "seeds.json").read_text(encoding="utf-8"))
+    page = (ROOT / "book" / "seeds.md").read_text(encoding="utf-8")
+    asked = re.findall(r"^(\S+) \| ", page, re.MULTILINE)
+    assert len(asked) > 10 and not set(asked) - set(record["figures"])
