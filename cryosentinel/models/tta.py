@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from cryosentinel.errors import ConfigError
 from cryosentinel.sensors import MODALITIES
 
+#: A network, or whatever else maps a batch to logits (B, H, W).
+Model = Callable[[Mapping[str, Any]], torch.Tensor]
 #: A view of the images: quarter turns, then image axes to flip.
 View = tuple[int, tuple[int, ...]]
 #: In the order in which the passes are added: identity, horizontal, vertical, both.
@@ -21,7 +22,7 @@ TURNS: tuple[View, ...] = ((0, ()), (1, ()), (2, ()), (3, ()))
 BAND, SHARE = 0.15, 0.04
 
 
-def view_logits(model: nn.Module, batch: Mapping[str, Any], views: Sequence[View]) -> Iterator[torch.Tensor]:
+def view_logits(model: Model, batch: Mapping[str, Any], views: Sequence[View]) -> Iterator[torch.Tensor]:
     """The logits of each view, turned back; a refiner inside the model sees the view.
 
     Args:
@@ -37,7 +38,7 @@ def view_logits(model: nn.Module, batch: Mapping[str, Any], views: Sequence[View
         yield model(seen if turns or axes else batch).float().flip(axes).rot90(-turns, (-2, -1))
 
 
-def flip_logits(model: nn.Module, batch: Mapping[str, Any], flips: int = 4, adaptive: bool = False) -> torch.Tensor:
+def flip_logits(model: Model, batch: Mapping[str, Any], flips: int = 4, adaptive: bool = False) -> torch.Tensor:
     """Average the logits over flips of the images.
 
     Args:
