@@ -241,15 +241,8 @@ class OpenScene:
 
     def block_rows_mb(self, rows: int) -> int:
         """Megabytes of so many rows of the files' blocks."""
-        return 1 + sum(
-            rows
-            * source.block_shapes[0][0]
-            * source.width
-            * source.count
-            * np.dtype(source.dtypes[0]).itemsize
-            // 10**6
-            for source in self._sources
-        )
+        sizes = (s.block_shapes[0][0] * s.width * s.count * np.dtype(s.dtypes[0]).itemsize for s in self._sources)
+        return 1 + rows * sum(sizes) // 10**6
 
     def pixel_ha(self) -> float:
         """Area of the middle pixel on the ellipsoid, ha."""

@@ -31,14 +31,19 @@ def _from(least: int) -> Callable[[Any], str]:
     return lambda value: "" if value >= least else f"it is {least} or more"
 
 
+def _accepted_by(refuse: Callable[[Any], Any]) -> Callable[[Any], str]:
+    """The rule of a function that raises its own sentence at what it cannot use."""
+
+    def wrong(value: Any) -> str:
+        refuse(value)
+        return ""
+
+    return wrong
+
+
 def _regions(value: str) -> str:
     unknown = [name for name in value.split(",") if value and name not in REGIONS]
     return f"{unknown[0]!r} is no region; known are {', '.join(REGIONS)}" if unknown else ""
-
-
-def _networks(value: str) -> str:
-    chosen(value)
-    return ""
 
 
 def _checkpoint(value: str) -> str:
@@ -53,19 +58,9 @@ def _chips(value: str) -> str:
     return ""
 
 
-def _real(value: str) -> str:
-    paths.real_chips(value)
-    return ""
-
-
 def _saved(value: str) -> str:
     wanted = "give the folder tables that chapter 3 wrote beside its metrics.json"
     return "" if not value or Path(value, "soup").is_dir() else f"no saved tables lie there; {wanted}"
-
-
-def _threshold(value: float) -> str:
-    threshold_bin(value)
-    return ""
 
 
 def _folder(value: str) -> str:
@@ -77,15 +72,15 @@ RULES: dict[str, tuple[type, Callable[[Any], str]]] = {
     "preset": (str, _one_of(*PRESET_NAMES)),
     "ckpt": (str, _checkpoint),
     "data": (str, _chips),
-    "real_data": (str, _real),
+    "real_data": (str, _accepted_by(paths.real_chips)),
     "saved": (str, _saved),
     "out": (str, _folder),
     "leave_out": (str, _regions),
     "flips": (int, _one_of(1, 2, 4)),
-    "threshold": (float, _threshold),
+    "threshold": (float, _accepted_by(threshold_bin)),
     "seed": (int, _from(0)),
     "max_epochs": (int, _from(0)),
-    "networks": (str, _networks),
+    "networks": (str, _accepted_by(chosen)),
     "examples": (int, _from(1)),
     "worst": (int, _from(1)),
     "control": (int, _from(0)),
