@@ -1,6 +1,7 @@
 """The command line: quick help, typed options, one sentence for bad input at once, and every command's own work."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("[]\n")
     for name in cli.COMMANDS:
         assert f"\n    {name} " in done.stdout
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+def test_tensors_get_huge_pages_unless_the_user_says_otherwise(given: str | None, kept: str) -> None:
+    name = "THP_MEM_ALLOC_ENABLE"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    # As C sees it, which torch asks: a change of a copy in Python would not reach it.
+    code = (
+        "import ctypes, cryosentinel\nget = ctypes.CDLL(None).getenv\nget.restype = ctypes.c_char_p\n"
+        f"print(get(b'{name}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"b'{kept}'"
 
 
 @pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n != "fit"])

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,39 +161,51 @@ class PixelClassifier:
     def fit(self) -> Any:
         """The fitted classifier, of scikit-learn."""
         if self._model is None:
+            from threadpoolctl import threadpool_limits
+
             s = self.settings
             features, lake, weight = sample_pixels(self._store, self._rows, s["per_class"], s["seed"], s["inputs"])
-            if self._network:
-                from sklearn.exceptions import ConvergenceWarning
-                from sklearn.neural_network import MLPClassifier
-                from sklearn.pipeline import make_pipeline
-                from sklearn.preprocessing import StandardScaler
-
-                network = MLPClassifier((64, 64), max_iter=s["rounds"], batch_size=512, random_state=s["seed"])
-                # Its epochs are few on purpose: that it has not converged is no news.
-                with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-                    self._model = make_pipeline(StandardScaler(), network).fit(
-                        features, lake, mlpclassifier__sample_weight=weight
-                    )
-            else:
-                from sklearn.ensemble import HistGradientBoostingClassifier
-
-                from cryosentinel.data.pixels import few_values
-
-                model = HistGradientBoostingClassifier(
-                    max_iter=s["rounds"], early_stopping=False, random_state=s["seed"]
-                )
-                self._model = model.fit(few_values(features), lake, sample_weight=weight)
+            with threadpool_limits(1):  # threads on batches of 512 pixels mostly wait for each other
+                self._model = self._fitted(features, lake, weight)
         return self._model
+
+    def _fitted(self, features: np.ndarray, lake: np.ndarray, weight: np.ndarray) -> Any:
+        s = self.settings
+        if self._network:
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.neural_network import MLPClassifier
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import StandardScaler
+
+            network = MLPClassifier((64, 64), max_iter=s["rounds"], batch_size=512, random_state=s["seed"])
+            # Its epochs are few on purpose: that it has not converged is no news.
+            with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                return make_pipeline(StandardScaler(), network).fit(features, lake, mlpclassifier__sample_weight=weight)
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        from cryosentinel.data.pixels import few_values
+
+        model = HistGradientBoostingClassifier(max_iter=s["rounds"], early_stopping=False, random_state=s["seed"])
+        return model.fit(few_values(features), lake, sample_weight=weight)
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Probabilities of water, (B, H, W) float32, of a batch of chips."""
-        model, found = self.fit(), []
-        for s2, s1, dem in zip(*(batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")), strict=True):
-            planes = INPUTS[self.settings["inputs"]](s2, s1, dem)
+        from threadpoolctl import ThreadpoolController
+
+        model, inputs = self.fit(), INPUTS[self.settings["inputs"]]
+        threads = ThreadpoolController()
+
+        def of_chip(s2: np.ndarray, s1: np.ndarray, dem: np.ndarray) -> np.ndarray:
+            planes = inputs(s2, s1, dem)
             probability = model.predict_proba(planes.reshape(len(planes), -1).T)[:, 1]
-            found.append(probability.astype(np.float32).reshape(s2.shape[1:]))
-        return np.stack(found)
+            return probability.astype(np.float32).reshape(s2.shape[1:])
+
+        def alone() -> None:  # OpenMP's number of threads is each thread's own
+            threads.limit(limits=1, user_api="openmp")
+
+        # A chip a thread: most of the work is in inputs and activations, which use one core each.
+        with threads.limit(limits=1), ThreadPoolExecutor(os.cpu_count(), initializer=alone) as pool:
+            return np.stack(list(pool.map(of_chip, *(batch[name].numpy() for name in ("S2L2A", "S1GRD", "DEM")))))
 
 
 class Oracle:

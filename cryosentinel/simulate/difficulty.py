@@ -82,13 +82,15 @@ def _held_out(x: np.ndarray, y: np.ndarray, groups: np.ndarray, weight: np.ndarr
     """Log odds by gradient boosting, each from a model that saw nothing of its group (three folds)."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
 
     x, score = few_values(x), np.zeros(len(y))
-    for fit, rest in StratifiedGroupKFold(3, shuffle=True, random_state=0).split(x, y, groups):
-        model = HistGradientBoostingClassifier(
-            max_iter=50, max_leaf_nodes=12, min_samples_leaf=8, early_stopping=False, random_state=0
-        )
-        score[rest] = model.fit(x[fit], y[fit], sample_weight=weight[fit]).decision_function(x[rest])
+    with threadpool_limits(1):  # so few pixels: threads would mostly wait for each other
+        for fit, rest in StratifiedGroupKFold(3, shuffle=True, random_state=0).split(x, y, groups):
+            model = HistGradientBoostingClassifier(
+                max_iter=50, max_leaf_nodes=12, min_samples_leaf=8, early_stopping=False, random_state=0
+            )
+            score[rest] = model.fit(x[fit], y[fit], sample_weight=weight[fit]).decision_function(x[rest])
     return score
 
 
