@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import read_json, write_json
-from cryosentinel.mapping.areas import Intervals, calibrate, coverage_table, matched_areas, outline_bounds
+from cryosentinel.mapping.areas import Intervals, add_interval, calibrate, coverage_table, matched_areas, outline_bounds
 
 
 def lakes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,3 +81,12 @@ def test_only_whole_lakes_that_both_masks_show_are_compared() -> None:
     assert table["mapped_ha"].tolist() == pytest.approx([1.0, 1.0])
     assert table["reference_ha"].tolist() == pytest.approx([1.2, 1.2])
     assert (table["row"].iloc[0], table["col"].iloc[0]) == (15.5, 14.5)
+
+
+def test_a_cut_lake_has_a_lower_bound_and_no_upper_one() -> None:
+    area = np.linspace(0.3, 60, 300)
+    table = pd.DataFrame({"area_ha": [50.0, 5.0, 5.0], "perimeter_m": 3000.0, "flags": ["edge", "no data", "cloud"]})
+    for known in (None, calibrate(area, area * np.linspace(0.9, 1.1, 300), "label", "x")):
+        found = add_interval(table, known)
+        assert (found["interval"] == "lower bound").tolist() == [True, True, False]
+        assert found["area_high_ha"].isna().tolist() == [True, True, False] and (found["area_low_ha"] > 0).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import geopandas as gpd
 import pandas as pd
 import pytest
-from shapely import box
+from shapely import Polygon, box
 
 from cryosentinel.errors import InputError
 from cryosentinel.mapping.change import Changes, link_years, read_outlines, write_changes
@@ -97,6 +97,22 @@ def test_files_of_years_are_read_with_true_areas(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=word):
             read_outlines(files)
+
+
+@pytest.mark.parametrize("said", ["2016", "2016-08-01", 2016, 2016.0, pd.Timestamp("2016-08-01"), 0])
+def test_a_year_may_be_a_number_a_text_or_a_date(tmp_path: Path, said: object) -> None:
+    year((0, 0, 200, 200), year=said).to_parquet(tmp_path / "lakes_2016.parquet")
+    year((0, 0, 200, 200), year=2020).to_parquet(tmp_path / "b.parquet")
+    assert list(read_outlines([tmp_path / "lakes_2016.parquet", tmp_path / "b.parquet"])) == [2016, 2020]
+
+
+def test_an_outline_with_a_spike_keeps_its_polygon(tmp_path: Path) -> None:
+    corners = [(0, 0), (100, 0), (100, 100), (50, 100), (50, 180), (50, 100), (0, 100)]
+    spiked = gpd.GeoDataFrame(geometry=[Polygon([(500_000 + x, 4_700_000 + y) for x, y in corners])], crs=32643)
+    spiked.to_file(tmp_path / "a_2016.gpkg")
+    year((0, 0, 100, 100)).to_file(tmp_path / "b_2020.gpkg")
+    found = read_outlines([tmp_path / "a_2016.gpkg", tmp_path / "b_2020.gpkg"])
+    assert found[2016]["area_ha"].tolist() == pytest.approx([1.0], rel=1e-3)
 
 
 def test_real_lakes_of_iceland_keep_their_identity() -> None:

@@ -212,3 +212,34 @@ def test_a_chip_on_a_map_shows_its_lakes_where_they_are() -> None:
     assert "http" not in page.split("srcdoc")[0] and "true colour 2022" in page
     assert "20.0" in page  # the lake's hectares in its pop-up
     assert "76.7" in page and "42.9" in page
+
+
+def boxes(rectangles: list[tuple[float, float, float, float]], flags: list[str]) -> gpd.GeoDataFrame:
+    """Lakes by left, bottom, right and top in metres."""
+    shapes = [box(500_000 + a, 4_760_000 + b, 500_000 + c, 4_760_000 + d) for a, b, c, d in rectangles]
+    area, perimeter = geodesic(np.array(shapes), 32643)
+    values = {"area_ha": area / 1e4, "perimeter_m": perimeter, "flags": flags, "lat": 43.0, "lon": 75.0}
+    return gpd.GeoDataFrame(values, geometry=shapes, crs=32643)
+
+
+def test_a_whole_pond_does_not_stand_for_the_lake_that_another_scene_shows_cut() -> None:
+    ponds = boxes([(0, 0, 100, 100), (200, 0, 320, 100)], ["", ""])
+    joined = join_scenes([ponds, boxes([(0, 0, 2000, 400)], ["edge"])])
+    assert joined["area_ha"].tolist() == pytest.approx([80], rel=1e-3) and joined["flags"].tolist() == ["edge"]
+
+
+def test_every_whole_lake_of_the_scene_that_stands_for_a_group_is_kept() -> None:
+    two = boxes([(0, 0, 1000, 400), (1010, 0, 2000, 400)], ["", ""])
+    joined = join_scenes([two, boxes([(0, 0, 1500, 400)], ["edge"])])
+    assert joined["area_ha"].tolist() == pytest.approx([40, 39.6], rel=1e-3)
+
+
+def test_a_lake_joined_inside_what_the_scenes_cover_is_not_cut() -> None:
+    west = boxes([(0, 500, 300, 550), (200, 100, 300, 200)], ["candidate, edge", "edge"])
+    east = boxes([(300, 500, 600, 550), (300, 100, 400, 200)], ["edge, no data", "candidate, edge"])
+    covered = [gpd.GeoSeries([box(500_000 + a, 4_760_000, 500_000 + a + 300, 4_761_000)], crs=32643) for a in (0, 300)]
+    flags = {
+        round(a): f for a, f in zip(*join_scenes([west, east], covered)[["area_ha", "flags"]].T.values, strict=True)
+    }
+    assert flags == {3: "edge, no data", 2: ""}, "the first reaches the outer border"
+    assert set(join_scenes([west, east])["flags"]) == {"edge, no data", "edge"}, "not known without footprints"

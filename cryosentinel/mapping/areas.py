@@ -20,6 +20,7 @@ import numpy as np
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.objects import MIN_COVER, SIZE_EDGES_HA
 from cryosentinel.files import read_json, write_json
+from cryosentinel.mapping.lakes import CUT
 from cryosentinel.sensors import HECTARE_M2, PIXEL_HA
 
 if TYPE_CHECKING:
@@ -200,13 +201,19 @@ def outline_bounds(
 
 
 def add_interval(lakes: Any, intervals: Intervals | None, pixel_m: float = 10.0) -> Any:
-    """Lakes with columns ``area_low_ha``, ``area_high_ha`` and ``interval``, which says what the two are."""
+    """Lakes with columns ``area_low_ha``, ``area_high_ha`` and ``interval``, which says what the two are.
+
+    A lake that the border of a scene or missing data cuts has no upper bound: its ``interval`` is "lower bound".
+    """
     area, perimeter = lakes["area_ha"].to_numpy(), lakes["perimeter_m"].to_numpy()
     if intervals is None:
         (low, high), kind = outline_bounds(area, perimeter, pixel_m), "outline"
     else:
         (low, high), kind = intervals.bounds(area), f"conformal {intervals.coverage:.0%} of {intervals.reference}"
-    return lakes.assign(area_low_ha=low, area_high_ha=high, interval=kind)
+    cut = lakes["flags"].astype(str).str.contains(CUT).to_numpy()
+    return lakes.assign(
+        area_low_ha=low, area_high_ha=np.where(cut, np.nan, high), interval=np.where(cut, "lower bound", kind)
+    )
 
 
 def matched_areas(

@@ -14,7 +14,7 @@ import numpy as np
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing, write_text
 from cryosentinel.mapping.areas import add_interval
-from cryosentinel.mapping.lakes import geodesic
+from cryosentinel.mapping.lakes import CUT, geodesic
 from cryosentinel.sensors import HECTARE_M2
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MIN_OVERLAP = 0.1  # of the smaller outline: outlines of one lake are shifted by a pixel or two against each other
 SEASON_DAYS = 30  # images further apart in the year see another water level, ice or snow
-_CUT = "edge|no data|cloud|frozen"  # flags of an outline whose area says little
+_UNSURE = f"{CUT}|cloud|frozen"  # flags of an outline whose area says little
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,23 @@ def read_outlines(files: Sequence[str | os.PathLike[str]], pixel_m: float = 10.0
         if frame.crs is None:
             raise InputError(f"{path} has no CRS; set it before the years are compared.")
         name = re.search(r"(?<!\d)(?:19|20)\d\d(?!\d)", path.stem)
-        if "year" in frame and len(frame) and (frame["year"] > 0).all():
-            years = frame["year"].astype(int)
+        # A number, a text or a date.
+        said = frame["year"].astype(str).str.extract(r"^\s*((?:19|20)\d\d)(?!\d)")[0] if "year" in frame else None
+        if said is not None and len(frame) and said.notna().all():
+            years = said.astype(int)
         elif name:
             years = pd.Series(int(name[0]), index=frame.index)
         else:
             raise InputError(f"{path} does not say its year, in a column year or in its name; rename it.")
         frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty].assign(year=years)
-        frame = frame.set_geometry(frame.geometry.make_valid())
+        frame = frame.set_geometry(gpd.GeoSeries(_polygonal(frame.geometry), frame.index, frame.crs))
         frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
         area, perimeter = geodesic(frame.geometry.to_numpy(), frame.crs)
         frame = frame.assign(area_ha=area / HECTARE_M2, perimeter_m=perimeter)
-        if not {"area_low_ha", "area_high_ha"} <= set(frame):
-            frame = add_interval(frame, None, pixel_m)
         if "flags" not in frame:
             frame = frame.assign(flags="")
+        if not {"area_low_ha", "area_high_ha"} <= set(frame):
+            frame = add_interval(frame, None, pixel_m)
         for year, part in frame.groupby("year"):
             found.setdefault(int(year), []).append(part)
     if len(found) < 2:
@@ -94,6 +96,18 @@ def read_outlines(files: Sequence[str | os.PathLike[str]], pixel_m: float = 10.0
         year: gpd.GeoDataFrame(pd.concat([part.to_crs(crs) for part in found[year]], ignore_index=True), crs=crs)
         for year in sorted(found)
     }
+
+
+def _polygonal(geometries: gpd.GeoSeries) -> list[Any]:
+    """Valid outlines; of one with a spike the polygons alone."""
+    import shapely
+
+    return [
+        shapely.union_all([part for part in shape.geoms if part.geom_type.endswith("Polygon")])
+        if shape.geom_type == "GeometryCollection"
+        else shape
+        for shape in geometries.make_valid()
+    ]
 
 
 def link_years(years: Mapping[int, gpd.GeoDataFrame], min_overlap: float = MIN_OVERLAP) -> Changes:
@@ -184,7 +198,7 @@ def _summary(outlines: gpd.GeoDataFrame, events: pd.DataFrame) -> pd.DataFrame:
         change = float(last["area_ha"] - first["area_ha"])
         notes = list(mixed.get(int(name), []))
         for row in (first, last):
-            if re.search(_CUT, str(row["flags"])):
+            if re.search(_UNSURE, str(row["flags"])):
                 notes.append(f"{row['year']}: {row['flags']}")
         differs = comparison_notes(first, last) if span else []
         if not span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,8 @@ FLAGS = {
     "frozen": "half of it or more looks like ice or snow",
     "shadow": "half of it or more is dark in every band and no brighter in green than in near infrared",
 }
+#: Flags of a lake that goes on where nobody looked, as a regular expression.
+CUT = "edge|no data"
 _CLOUD_SHARE, _FROZEN_SHARE, _SHADOW_SHARE = 0.2, 0.5, 0.5
 # Reflectance: clouds are bright in blue and, unlike snow, in the short-wave infrared; ice is bright in green.
 _BRIGHT_BLUE, _BRIGHT_SWIR, _BRIGHT_GREEN, _DARK_NIR = 0.30, 0.20, 0.22, 0.06
@@ -296,15 +299,23 @@ def add_glacier_distance(lakes: gpd.GeoDataFrame, glaciers: gpd.GeoDataFrame) ->
     return lakes.assign(glacier_m=distance)
 
 
-def join_scenes(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+WHOLE_SHARE = 0.8  # of a group's ground: a scene that shows less of it without a cut does not stand for the others
+
+
+def join_scenes(
+    frames: Sequence[gpd.GeoDataFrame], footprints: Sequence[gpd.GeoSeries] | None = None
+) -> gpd.GeoDataFrame:
     """Lakes of several scenes as one table, each lake once: no lake is cut at the border between two scenes.
 
-    Lakes of different scenes that overlap or share an edge become one. Where one of them is whole (not cut by an edge
-    or by missing data) it stands for all; else their union does, with the values of its largest part.
+    Lakes of different scenes that overlap or share an edge belong together. Where one scene shows them all uncut (by
+    its edge or by missing data) and holds :data:`WHOLE_SHARE` of their ground, its lakes stand for all, as many as they
+    are; else the union does, with the values of its largest part and the cuts of every part.
 
     Args:
         frames: one a scene, from :func:`describe`, in any projected systems. A frame is in its own UTM zone; the result
             is in the first one's where all agree, else in degrees (EPSG:4326).
+        footprints: what each scene covers, one outline each. A union that does not reach the border of what all cover
+            together loses the flag "edge"; without footprints it stays.
     """
     import geopandas as gpd
     import pandas as pd
@@ -327,20 +338,61 @@ def join_scenes(frames: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
     left, right = left[touching], right[touching]
     n = len(lakes)
     _, group = connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(n, n)), directed=False)
-    cut = lakes["flags"].str.contains("edge|no data").to_numpy()
+    cut, areas = lakes["flags"].str.contains(CUT).to_numpy(), lakes["area_ha"].to_numpy()
+    border, width = _border(footprints, crs) if footprints is not None else (None, 0.0)
     kept: list[int] = []
     for members in pd.Series(np.arange(n)).groupby(group).groups.values():
         rows = np.asarray(members)
-        area = lakes["area_ha"].to_numpy()[rows]
-        whole = ~cut[rows]
-        best = int(rows[np.argmax(np.where(whole, area, -1.0))]) if whole.any() else int(rows[np.argmax(area)])
-        if len(rows) > 1 and not whole.any():
-            lakes.loc[best, "geometry"] = shapely.union_all(geometries[rows])
-        kept.append(best)
+        if len(rows) == 1:
+            kept += rows.tolist()
+            continue
+        union = shapely.union_all(geometries[rows])
+        shown = [rows[scene[rows] == number] for number in np.unique(scene[rows])]
+        uncut = [own for own in shown if not cut[own].any()]
+        best = max(uncut, key=lambda own: areas[own].sum(), default=rows[:0])
+        if shapely.area(geometries[best]).sum() >= WHOLE_SHARE * shapely.area(union):
+            kept += best.tolist()
+            continue
+        largest = int(rows[np.argmax(areas[rows])])
+        raised = {flag for row in rows for flag in CUT.split("|") if flag in lakes.loc[row, "flags"]}
+        raised |= {flag for flag in FLAGS if flag not in CUT and flag in lakes.loc[largest, "flags"]}
+        if border is not None and shapely.distance(union, border) > width:
+            raised.discard("edge")
+        lakes.loc[largest, "geometry"] = union
+        lakes.loc[largest, "flags"] = ", ".join(flag for flag in FLAGS if flag in raised)
+        kept.append(largest)
     lakes = lakes.loc[sorted(kept)]
     area, perimeter = geodesic(lakes.geometry.to_numpy(), lakes.crs)
     lakes = lakes.assign(area_ha=area / HECTARE_M2, perimeter_m=perimeter)
+    grown = lakes["area_ha"] >= MIN_AREA_HA
+    lakes["flags"] = lakes["flags"].mask(grown, lakes["flags"].str.replace("candidate(?:, )?", "", regex=True))
     return lakes.sort_values(["area_ha", "lat", "lon"], ascending=[False, True, True], ignore_index=True)
+
+
+def _border(footprints: Sequence[gpd.GeoSeries], crs: Any) -> tuple[Any, float]:
+    """The border of what scenes cover together, and the half pixel within which something lies on it."""
+    import shapely
+
+    # Straight in one system is curved in another.
+    covered = shapely.union_all([one.segmentize(1000).to_crs(crs).iloc[0] for one in footprints])
+    return shapely.boundary(covered), 5.0 if _is_metric(crs) else 5.0 / 111_000
+
+
+def read_glaciers(path: str | os.PathLike[str]) -> gpd.GeoDataFrame:
+    """Glacier outlines for :func:`add_glacier_distance`.
+
+    Raises:
+        InputError: the file cannot be read, holds no outline or has no CRS.
+    """
+    import geopandas as gpd
+
+    try:
+        glaciers = gpd.read_parquet(path) if str(path).endswith(".parquet") else gpd.read_file(path)
+    except Exception as error:  # pyogrio, pyarrow and GDAL each have their own
+        raise InputError(f"{path} cannot be read as glacier outlines ({error}); check the file.") from None
+    if not isinstance(glaciers, gpd.GeoDataFrame) or glaciers.crs is None or glaciers.empty:
+        raise InputError(f"{path} holds no glacier outline or has no CRS; give a file such as the RGI's.")
+    return glaciers
 
 
 def _is_metric(crs: Any) -> bool:
