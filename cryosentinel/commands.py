@@ -349,6 +349,8 @@ def map(
 ) -> None:
     """Map lakes: rasters, outlines with true areas and intervals, a GeoPackage, a metrics file and an offline map.
 
+    It maps water and forecasts nothing; the weights in the box were trained on simulated chips alone.
+
     Args:
         scenes: 15-band rasters (12 Sentinel-2 bands, VV, VH, elevation) of any size; or give --s2, --s1 and --dem, or
             --data, --region and --year, or a place: --service, --bbox or --region, and --year.
@@ -374,7 +376,8 @@ def map(
         s2_offset: digital numbers to subtract from Sentinel-2: 1000 for raw L2A of baseline 04.00 and later.
         s1_linear: the radar is linear power rather than dB.
         glaciers: file of glacier outlines, for the distance of each lake to the nearest.
-        intervals: JSON file of calibrated area intervals; bounds come from the outlines' lengths without.
+        intervals: JSON file of calibrated area intervals; by default those of the packaged weights at the default
+            threshold, else bounds come from the outlines' lengths.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
         scheduler: address of a Dask scheduler, or local; one process without.
@@ -445,6 +448,12 @@ def map(
         f"{summary['area_high_ha']:.2f}); windows: {windows['run']} run, {windows['gated']} skipped by the gate, "
         f"{windows['no data']} without data"
     )
+    pooled = ", ".join(summary["pooled_size_classes"])
+    source = f"calibrated on {summary['interval']}" if summary["interval"] else "from the outlines' lengths"
+    print(f"Area bounds {source}{f' (size classes pooled: {pooled})' if pooled else ''}; "
+          f"{summary['lakes_cut']} lakes are cut and have a lower bound alone.")  # fmt: skip
+    if summary["scenes_pictured"] < len(summary["scenes"]):
+        print(f"The page shows pictures of {summary['scenes_pictured']} of {len(summary['scenes'])} scenes.")
     print(result.lakes, result.page, sep="\n")
 
 
@@ -458,9 +467,10 @@ def change(outlines: list[str], out: Path, pixel_m: float = 10.0) -> None:
     """
     for path in outlines:
         paths.existing(path, "file of outlines")
-    from cryosentinel.mapping.change import link_years, read_outlines, write_changes
+    from cryosentinel.mapping.change import link_years, read_footprints, read_outlines, write_changes
 
-    found = link_years(read_outlines(outlines, pixel_m))
+    years = read_outlines(outlines, pixel_m)
+    found = link_years(years, footprints=read_footprints(outlines, next(iter(years.values())).crs))
     write_changes(found, out)
     print(found.lakes["call"].value_counts().to_string())
     shown = ["identity", "first_year", "last_year", "first_ha", "last_ha", "rate_ha_a", "call", "note"]

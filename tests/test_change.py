@@ -78,6 +78,25 @@ def test_images_that_differ_and_outlines_that_are_cut_are_said() -> None:
     assert calls == ["no change beyond the intervals", "not compared", "seen once"], "a cut outline does not lead"
 
 
+def test_what_is_not_known_of_the_images_is_said() -> None:
+    one = year((0, 0, 200, 200), date="2017-08-30", orbit="ascending")
+    assert link_years({2017: one, 2023: one}).lakes["note"].tolist() == [""]
+    (bare,) = link_years({2017: one, 2023: year((0, 0, 300, 200))}).lakes.itertuples()
+    assert "date" in bare.note and "radar" in bare.note
+    (dated,) = link_years({2017: one, 2023: year((0, 0, 300, 200), date="2023-08-30")}).lakes.itertuples()
+    assert "date" not in dated.note and "radar" in dated.note
+
+
+def test_a_lake_outside_the_images_of_a_year_is_neither_born_nor_gone() -> None:
+    west, east = (0, 0, 200, 200), (1000, 0, 200, 200)
+    covered = {2017: box(500_000, 4_700_000, 500_500, 4_700_500), 2023: box(500_900, 4_700_000, 502_000, 4_700_500)}
+    found = link_years({2017: year(west), 2021: year(), 2023: year(east)}, footprints=covered)
+    assert events(found) == {(2021, "gone"), (2023, "birth")}, "2021 shows all"
+    found = link_years({2017: year(west), 2023: year(east)}, footprints=covered)
+    assert events(found) == {(2017, "not imaged"), (2023, "not imaged")}
+    assert found.lakes["note"].str.contains("not imaged in").all()
+
+
 def test_files_of_years_are_read_with_true_areas(tmp_path: Path) -> None:
     year((0, 0, 200, 200)).drop(columns=["area_ha", "area_low_ha", "area_high_ha", "flags"]).to_file(
         tmp_path / "lakes_2016.gpkg"

@@ -14,7 +14,7 @@ import torch
 from affine import Affine
 from rasterio.transform import from_origin
 
-from cryosentinel.data.chips import clean, split_bands
+from cryosentinel.data.chips import BAND_NAMES, clean, read_geotiff, split_bands
 from cryosentinel.data.stack import stack_rasters
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.indices import mndwi
@@ -421,3 +421,43 @@ def test_real_chips_stack_and_predict(tmp_path: Path) -> None:
     # Half of the chip is water, so a wrong band order or grid would agree on about half of it; turbid water and
     # mangrove keep the index from agreeing everywhere.
     assert agree.mean() > 0.7
+
+
+def test_bands_that_are_described_are_put_in_order_or_refused(tmp_path: Path) -> None:
+    bands = scene_bands(64, 64)
+    bands[14] = 4000
+    order = [*range(11, -1, -1), 13, 12, 14]
+
+    def written(name: str, descriptions: list[str | None]) -> Path:
+        path = write_scene(tmp_path / f"{name}.tif", bands[order])
+        with rasterio.open(path, "r+") as sink:
+            sink.descriptions = descriptions
+        return path
+
+    names = [BAND_NAMES[i] for i in order]
+    path = written("all", names)
+    with pytest.warns(UserWarning, match="descriptions"), open_scene(path) as opened:
+        np.testing.assert_array_equal(opened.read_raw(0, 64), bands)
+        assert opened.preview(32)[0][0].shape == (12, 32, 32)
+    np.testing.assert_array_equal(read_geotiff(path).s2, bands[:12].astype(np.uint16))
+    for name, said in (("twice", [names[0], *names[:14]]), ("some", ["x"] * 12 + ["VH", "VV", "elevation"])):
+        with pytest.raises(InputError, match="described"), open_scene(written(name, said)):
+            pass
+
+
+def test_fractions_with_a_broken_pixel_and_data_between_the_sampled_rows_are_refused(tmp_path: Path) -> None:
+    bands = scene_bands(64, 64)
+    bands[14] = 4000
+    bands[:12] /= 10_000
+    bands[3, 32, 32] = 2.3
+    with pytest.raises(InputError, match="reflectance"), open_scene(write_scene(tmp_path / "a.tif", bands)):
+        pass
+    tall = np.zeros((15, 2000, 64), np.float32)
+    tall[12:14], tall[14] = np.nan, -32768
+    for change, word in ((slice(0, 12), "reflectance"), (slice(12, 14), "linear")):
+        part = scene_bands(64, 64)
+        part[14] = 4000
+        part[change] = part[change] / 10_000 if word == "reflectance" else 10 ** (part[change] / 10)
+        tall[:, 20:84] = part
+        with pytest.raises(InputError, match=word), open_scene(write_scene(tmp_path / "b.tif", tall)):
+            pass

@@ -85,10 +85,13 @@ def test_a_map_is_whole_and_a_second_run_touches_nothing(tmp_path: Path, ckpt: P
     assert set(lakes["interval"]) == {"outline"}
     package = gpd.read_file(result.folder / "lakes.gpkg", layer="lakes")
     assert package.geometry.area.tolist() == pytest.approx(lakes.geometry.area.tolist())
-    assert {name for name, _ in pyogrio.list_layers(result.folder / "lakes.gpkg")} == {"lakes", "windows"}
+    assert {name for name, _ in pyogrio.list_layers(result.folder / "lakes.gpkg")} == {"lakes", "windows", "scenes"}
     windows = gpd.read_file(result.folder / "lakes.gpkg", layer="windows")
     assert len(windows) == result.summary["windows"]["gated"] > 0
+    covered = gpd.read_file(result.folder / "lakes.gpkg", layer="scenes")
+    assert covered.geometry.area.tolist() == pytest.approx([7000 * 2300] * 2) and set(covered["year"]) == {2022}
     page = result.page.read_text()
+    assert "hillshade west" in page and "forecasts nothing" in page and "Pictures of" not in page
     assert "<script src" not in page and "8.0" in page and "skipped by the gate" in page
     for scene in scenes:
         assert (out / f"{scene.stem}.png").stat().st_size > 10_000
@@ -110,6 +113,68 @@ def test_intervals_of_a_file_are_used_and_pooled_classes_said(tmp_path: Path, ck
     assert set(lakes["interval"]) == {"conformal 90% of label"}
     assert ((lakes["area_high_ha"] / lakes["area_ha"]) < 1.25).all()
     assert result.summary["interval"] == "blocks of a test" and result.summary["pooled_size_classes"]
+
+
+def test_intervals_of_the_packaged_weights_are_taken_where_these_map_as_calibrated(
+    tmp_path: Path, ckpt: Path, scenes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    area = np.linspace(0.6, 30, 60)
+    (tmp_path / "weights").mkdir()
+    calibrate(area, area * 1.1, "label", "the box").write(tmp_path / "weights" / "intervals.json")
+    ckpt.rename(tmp_path / "weights" / "box.safetensors")
+    monkeypatch.setattr(product.paths, "PACKAGE", tmp_path)
+
+    def sources(**options: object) -> set[str]:
+        made = map_lakes(scenes, tmp_path / "o", options=Options(flips=1), progress=False, **options)
+        return set(gpd.read_parquet(made.lakes)["interval"])
+
+    assert sources() == {"conformal 90% of label"}
+    assert sources(threshold=0.6) == {"outline"} == sources(ckpt=tmp_path / "weights" / "box.safetensors")
+
+
+def test_lakes_that_overlapping_scenes_show_in_part_keep_their_ground(tmp_path: Path, ckpt: Path) -> None:
+    both = ground(224, 336)
+    both[6:12, 100:110, 150:336] = 100
+    west, east = both[:, :, :224].copy(), both[:, :, 112:]
+    west[6:12, 100:110, 200:203], west[10:12, 100:110, 200:203] = 2000, 3000  # a bar that the other one does not show
+    pair = [write_scene(tmp_path / f"{n}.tif", b, transform=Affine(10, 0, 500_000 + x, 0, -10, 4_760_000))
+            for n, b, x in (("a", west, 0), ("b", east, 1120))]  # fmt: skip
+    result = map_lakes(pair, tmp_path / "o", ckpt, options=Options(flips=1), progress=False)
+    lakes = gpd.read_parquet(result.lakes)
+    assert lakes["area_ha"].tolist() == pytest.approx([18.6], rel=1e-3)
+    assert lakes["interval"].tolist() == ["lower bound"] and result.summary["lakes_cut"] == 1
+    assert result.summary["area_high_ha"] == pytest.approx(result.summary["area_ha"])
+
+
+def test_scenes_whose_picture_the_page_lacks_are_said(
+    tmp_path: Path, ckpt: Path, scenes: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(product, "_PREVIEWS", 1)
+    assert main(["map", *map(str, scenes), "--ckpt", str(ckpt), "--flips", "1", "--out", str(tmp_path / "o")]) == 0
+    page = (tmp_path / "o" / "lakes.html").read_text()
+    assert "true colour west" in page and "true colour east" not in page
+    assert "1 of 2 scenes" in page and "1 of 2 scenes" in capsys.readouterr().out
+
+
+def test_glaciers_that_cannot_be_read_end_before_prediction(
+    tmp_path: Path, ckpt: Path, scenes: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "_load", lambda *_: pytest.fail("predicted"))
+    (tmp_path / "ice.gpkg").write_text("no")
+    with pytest.raises(InputError, match=r"ice\.gpkg"):
+        map_lakes(scenes, tmp_path / "o", ckpt, glaciers=tmp_path / "ice.gpkg", progress=False)
+
+
+def test_a_disk_that_is_full_when_lakes_are_written_is_said(
+    tmp_path: Path, ckpt: Path, scenes: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise pyogrio.errors.FeatureError("disk I/O error")
+
+    monkeypatch.setattr(pyogrio, "write_dataframe", full)
+    assert main(["map", str(scenes[0]), "--ckpt", str(ckpt), "--flips", "1", "--out", str(tmp_path / "o")]) == 2
+    assert "free space" in capsys.readouterr().err
+    assert not list((tmp_path / "o").glob("*.gpkg"))
 
 
 def test_a_scene_without_lakes_gives_empty_tables(tmp_path: Path, ckpt: Path) -> None:
@@ -182,6 +247,7 @@ def test_commands_map_scenes_three_rasters_and_chips_and_compare_years(
     assert main(["change", *found, "--out", str(tmp_path / "change")]) == 0
     assert len(gpd.read_parquet(tmp_path / "change" / "outlines.parquet")) == 5
     assert "not compared" in capsys.readouterr().out, "a lake was cut by the scene's edge in one year"
+    assert (tmp_path / "change" / "events.csv").read_text().count("2017,not imaged") == 1, "it lies in the other scene"
 
     both = ground(230, 300)
     both[6:12, 40:60, 40:60] = 100

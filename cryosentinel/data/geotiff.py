@@ -6,6 +6,8 @@ Written as float32, which holds every uint16 reflectance, every float32 backscat
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +75,36 @@ def check_geotiff(source: DatasetReader) -> None:
         raise InputError(f"{source.name} has no geotransform; write it again with its position on the ground.")
 
 
+def band_order(source: DatasetReader, expected: Sequence[str]) -> list[int] | None:
+    """The numbers of a raster's bands in the order of ``expected``, as their descriptions say.
+
+    Args:
+        source: open raster of as many bands.
+        expected: names of :data:`BAND_NAMES`.
+
+    Returns:
+        Numbers from 1; None where the bands lie in that order or their descriptions say nothing.
+
+    Raises:
+        InputError: two bands have one name, or some are named and stand where another one belongs.
+    """
+    names = {name.upper(): name for name in expected} | {"DEM": "elevation"}
+    said = [names.get(re.sub(r"^B(\d)$", r"B0\1", (text or "").strip().upper())) for text in source.descriptions]
+    twice = next((name for name in said if name and said.count(name) > 1), None)
+    if twice:
+        raise InputError(f"Two bands of {source.name} are described as {twice}; correct the descriptions.")
+    if all(said):
+        order = [said.index(name) + 1 for name in expected]
+        return order if order != sorted(order) else None
+    for number, (name, needed) in enumerate(zip(said, expected, strict=True), start=1):
+        if name not in (None, needed):
+            raise InputError(
+                f"Band {number} of {source.name} is described as {name} where {needed} belongs; describe all bands, or "
+                f"put them in this order: {', '.join(expected)}."
+            )
+    return None
+
+
 def split_bands(bands: np.ndarray, nodata: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A 15-band array to a chip's three arrays, with no data written as the chips write it.
 
@@ -122,7 +154,7 @@ def read_geotiff(path: str | os.PathLike[str], window: Window | None = None) -> 
     with source:
         check_geotiff(source)
         try:
-            bands = source.read(window=window)
+            bands = source.read(band_order(source, BAND_NAMES), window=window)
         except (RasterioError, ValueError) as error:
             raise InputError(
                 f"The pixels of {path} cannot be read ({error}); the file is truncated, make it again."
@@ -149,9 +181,11 @@ def check_units(
     Raises:
         InputError: a modality is not in a chip's units.
     """
-    highest = float(optical[np.isfinite(optical)].max(initial=0))
-    if 0 < highest <= 2:
-        raise InputError(f"The Sentinel-2 bands of {path} reach only {highest:.3g}; they must be reflectance x 10,000.")
+    some = optical[np.isfinite(optical) & (optical > 0)]
+    # A share, not the largest: one broken pixel does not make fractions into digital numbers.
+    if some.size and np.count_nonzero(some > 2) <= some.size / 100:
+        reached = np.percentile(some, 99)
+        raise InputError(f"The Sentinel-2 bands of {path} reach only {reached:.3g}; they must be reflectance x 10,000.")
     radar, heights = s1[np.isfinite(s1)], np.zeros(1) if dem is None else dem
     if radar.size and radar.min() >= 0 and radar.max() > 0:
         raise InputError(

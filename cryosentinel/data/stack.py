@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cryosentinel.data.geotiff import check_units
+from cryosentinel.data.geotiff import band_order, check_units
 from cryosentinel.data.offset import check_offset
 from cryosentinel.errors import InputError
 from cryosentinel.files import replacing
@@ -91,7 +91,7 @@ def stack_rasters(
                 source = stack.enter_context(rasterio.open(path))
                 first = source if first is None else first
                 check_modality(source, name, first)
-                array = source.read().astype(np.float32)
+                array = source.read(band_order(source, MODALITIES[name])).astype(np.float32)
             except rasterio.errors.RasterioIOError as error:
                 raise InputError(f"{path} cannot be read as a raster ({error}); check the path and the file.") from None
             if source.nodata is not None:

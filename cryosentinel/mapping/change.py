@@ -36,7 +36,8 @@ class Changes:
             a year), ``call`` ("grew", "shrank", "no change beyond the intervals", "seen once", "not compared") and
             ``note`` (why, and what differs between the images). Called growth first, then the others that were
             compared, then the rest; the fastest growing of each first.
-        events: one row an event: year, event (birth, gone, split, merge), identity, others (the identities involved).
+        events: one row an event: year, event (birth, gone, split, merge; "not imaged" where a lake is missing only
+            because no image of that or any further year shows its place), identity, others (the identities involved).
     """
 
     outlines: gpd.GeoDataFrame
@@ -110,7 +111,30 @@ def _polygonal(geometries: gpd.GeoSeries) -> list[Any]:
     ]
 
 
-def link_years(years: Mapping[int, gpd.GeoDataFrame], min_overlap: float = MIN_OVERLAP) -> Changes:
+def read_footprints(files: Sequence[str | os.PathLike[str]], crs: Any) -> dict[int, Any]:
+    """What the scenes of each year cover, in ``crs``: layer scenes of a map's lakes.gpkg, also beside lakes.parquet.
+
+    Nothing where one of the files has none.
+    """
+    import geopandas as gpd
+    import pandas as pd
+    import pyogrio
+
+    frames = []
+    for path in map(Path, files):
+        package = path.with_suffix(".gpkg")
+        if not package.is_file() or "scenes" not in {name for name, _ in pyogrio.list_layers(package)}:
+            return {}
+        frames.append(gpd.read_file(package, layer="scenes").to_crs(crs))
+    both = pd.concat(frames, ignore_index=True)
+    return {int(year): part.geometry.union_all() for year, part in both.groupby("year")}
+
+
+def link_years(
+    years: Mapping[int, gpd.GeoDataFrame],
+    min_overlap: float = MIN_OVERLAP,
+    footprints: Mapping[int, Any] | None = None,
+) -> Changes:
     """Give the outlines of one lake in all years one identity.
 
     Outlines of a year are held against the latest outline of every identity, so that a lake missed in one year (cloud)
@@ -122,10 +146,16 @@ def link_years(years: Mapping[int, gpd.GeoDataFrame], min_overlap: float = MIN_O
         years: year -> outlines in one projected system, with area_ha, area_low_ha and area_high_ha; optional columns
             date, orbit, radar_product, cloud and flags say whether two years can be compared.
         min_overlap: share of the smaller outline.
+        footprints: year -> what its images cover, in the outlines' system; a year without shows every place.
     """
     import geopandas as gpd
     import pandas as pd
     import shapely
+
+    def imaged(shape: Any, among: Sequence[int]) -> list[int]:
+        """The years that show half of an outline's place or more."""
+        covered = footprints or {}
+        return [y for y in among if y not in covered or covered[y].intersection(shape).area >= 0.5 * shape.area]
 
     latest: dict[int, Any] = {}  # identity -> its latest outline
     events: list[dict[str, Any]] = []
@@ -154,7 +184,10 @@ def link_years(years: Mapping[int, gpd.GeoDataFrame], min_overlap: float = MIN_O
         identity[fresh] = np.arange(fresh.sum()) + 1 + max(latest, default=0)
         if parts:  # everything is new in the first year
             for born in np.flatnonzero(fresh & ~np.isin(np.arange(len(frame)), right)):
-                events.append(_event(year, "birth", identity[born], []))
+                earlier = [y for y in sorted(years) if y < year]
+                seen_before = bool(imaged(now[born], earlier))
+                events.append(_event(*((year, "birth") if seen_before else (earlier[-1], "not imaged")),
+                                     identity[born], []))  # fmt: skip
         for old in np.unique(left[np.bincount(left, minlength=len(names))[left] > 1]) if len(left) else ():
             events.append(_event(year, "split", names[old], identity[right[left == old]]))
         for new in np.unique(right[np.bincount(right, minlength=len(frame))[right] > 1]) if len(right) else ():
@@ -172,7 +205,9 @@ def link_years(years: Mapping[int, gpd.GeoDataFrame], min_overlap: float = MIN_O
     later = sorted(years)
     for name, seen in ends[ends < last_year].items():
         if str(name) not in merged:
-            events.append(_event(later[later.index(seen) + 1], "gone", name, []))
+            after = later[later.index(seen) + 1 :]
+            shown = imaged(latest[int(name)], after)
+            events.append(_event(*((shown[0], "gone") if shown else (after[0], "not imaged")), name, []))
     table = pd.DataFrame(events, columns=["year", "event", "identity", "others"]).sort_values(
         ["year", "event", "identity"], ignore_index=True
     )
@@ -188,6 +223,7 @@ def _summary(outlines: gpd.GeoDataFrame, events: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     mixed: dict[int, list[str]] = {}
+    unseen = events[events["event"] == "not imaged"].groupby("identity")["year"].apply(list).to_dict()
     for row in events[events["event"].isin(["split", "merge"])].itertuples():
         for name in {row.identity, *map(int, row.others.split())}:
             mixed.setdefault(name, []).append(f"{row.event} in {row.year}")
@@ -201,6 +237,7 @@ def _summary(outlines: gpd.GeoDataFrame, events: pd.DataFrame) -> pd.DataFrame:
             if re.search(_UNSURE, str(row["flags"])):
                 notes.append(f"{row['year']}: {row['flags']}")
         differs = comparison_notes(first, last) if span else []
+        differs += [f"not imaged in {year}" for year in unseen.get(int(name), [])]
         if not span:
             call = "seen once"
         elif notes:
@@ -230,10 +267,18 @@ def _summary(outlines: gpd.GeoDataFrame, events: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_notes(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
-    """What differs between the images of two outlines, in words: season, orbit, radar product, cloud."""
+    """What differs between the images of two outlines, or is not known of them, in words: date, radar, cloud."""
     import pandas as pd
 
     notes = []
+    empty = ("", "nan", "None", "NaT")
+    columns = {"date": ["date"], "radar": ["orbit", "radar_product"]}
+    if unknown := [
+        what
+        for what, names in columns.items()
+        if any(all(str(row.get(name, "")) in empty for name in names) for row in (first, last))
+    ]:
+        notes.append(f"{' and '.join(unknown)} unknown")
     dates = [pd.to_datetime(row.get("date", ""), errors="coerce") for row in (first, last)]
     if not any(date is pd.NaT for date in dates):
         apart = abs(dates[0].day_of_year - dates[1].day_of_year)

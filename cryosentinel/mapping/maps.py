@@ -263,4 +263,6 @@ def _data_url(png: bytes) -> str:
 
 
 def _safe(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return ""  # a cut lake's upper bound
     return html.escape(value) if isinstance(value, str) else value

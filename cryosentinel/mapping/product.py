@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from cryosentinel.evaluation.scores import threshold_bin
 from cryosentinel.files import read_json, replacing, sha256, write_json, write_text
 from cryosentinel.mapping.areas import Intervals, add_interval
 from cryosentinel.mapping.scene import GATED, WINDOW_STATES, Options, Scene, open_scene, predict_scene
+from cryosentinel.sensors import DEM_NODATA, PIXEL_SIZE_M
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 SCENES_AT_ONCE = 4  # on a cluster, so that its workers do not wait while one scene becomes outlines here
 PREVIEW_PX = 1000  # side of the pictures in the map
 MIN_MAPPED_HA = 0.1  # ten pixels; below MIN_AREA_HA a lake is flagged as a candidate
+DEFAULT_THRESHOLD = 0.5
 _PREVIEWS = 12  # scenes whose picture goes into the map: a page of 30 pictures opens slowly
+_ABOUT = "It maps water and forecasts nothing; the weights in the box were trained on simulated chips alone."
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ def default_weights() -> Path:
     if not found:
         raise InputError("This version comes without weights; name a checkpoint (--ckpt).")
     return found[0]
+
+
+def default_intervals() -> Path | None:
+    """The area intervals of the package's own weights at :data:`DEFAULT_THRESHOLD`; None where they are not there."""
+    path = paths.PACKAGE / "weights" / "intervals.json"
+    return path if path.is_file() else None
 
 
 def chosen_weights(ckpt: str | os.PathLike[str] | None) -> Path:
@@ -113,7 +123,7 @@ def map_lakes(
     scenes: Sequence[Scene | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]],
     out: str | os.PathLike[str],
     ckpt: str | os.PathLike[str] | None = None,
-    threshold: float = 0.5,
+    threshold: float = DEFAULT_THRESHOLD,
     options: Options | None = None,
     min_area_ha: float = MIN_MAPPED_HA,
     year: int | None = None,
@@ -133,14 +143,15 @@ def map_lakes(
         scenes: each a 15-band raster, or three rasters (Sentinel-2, Sentinel-1, DEM) on one grid. Names must differ.
         out: folder of the outputs: ``<scene>_probability.tif`` and ``<scene>_water.tif`` (cloud-optimised),
             ``<scene>.json`` and ``<scene>.png`` for each scene; ``lakes.parquet`` (GeoParquet), ``lakes.gpkg`` (layers
-            lakes and windows), ``metrics.json`` and ``lakes.html`` for all.
+            lakes, windows and scenes: what each one covers), ``metrics.json`` and ``lakes.html`` for all.
         ckpt: a path, a bare name found in the latest run, or hf://owner/repo/path; the packaged weights by default.
         threshold: probability from which a pixel is water; a multiple of 1/200.
         options: windows, flips and gate; by default half overlap, four flips and no gate.
         min_area_ha: smaller lakes are left out.
         year: of the images, a column of the lakes; by default what the scenes' own tags say.
         glaciers: file of glacier outlines, for each lake's distance to the nearest.
-        intervals: file of :class:`cryosentinel.mapping.areas.Intervals`; without, area bounds come from the outlines.
+        intervals: file of :class:`cryosentinel.mapping.areas.Intervals`; by default those of the packaged weights where
+            these map at the default threshold, else area bounds come from the outlines.
         model: configuration of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds none.
         device: cpu or cuda.
@@ -163,6 +174,11 @@ def map_lakes(
     for path in (glaciers, intervals, statistics):
         if path is not None and not Path(path).is_file():
             raise InputError(f"There is no file {path}; check the path.")
+    from cryosentinel.mapping.lakes import add_glacier_distance, join_scenes, read_glaciers
+
+    ice = read_glaciers(glaciers) if glaciers is not None else None
+    if intervals is None and ckpt is None and threshold == DEFAULT_THRESHOLD:
+        intervals = default_intervals()
     area_intervals = Intervals.read(intervals) if intervals is not None else None
     model = None if model is None else paths.config(model)
     from cryosentinel.precision import choose
@@ -190,14 +206,9 @@ def map_lakes(
     if progress:
         print(precision)
     results = _predict(found, out, load, threshold, options, settings["weights"], scheduler, progress)
-    import geopandas as gpd
-
-    from cryosentinel.mapping.lakes import add_glacier_distance, join_scenes
-
-    ice = gpd.read_file(glaciers) if glaciers is not None else None
-    frames, windows = [], []
+    frames, windows, footprints = [], [], []
     overlays: dict[str, Overlay] = {}
-    for scene, result in zip(found, results, strict=True):
+    for number, (scene, result) in enumerate(zip(found, results, strict=True)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when it was predicted
             with open_scene(scene) as opened:
@@ -206,27 +217,33 @@ def map_lakes(
                 frame = frame if ice is None else add_glacier_distance(frame, ice)
                 frames.append(frame)
                 windows.append(window_boxes(opened, result))
-                picture = out / f"{scene.name}.png"
-                overlay, probability = _pictures(opened, result)
-                _quicklook(picture, overlay, probability, frame, windows[-1])
-                if len(overlays) < 2 * _PREVIEWS:
-                    overlays[f"true colour {scene.name}"] = overlay
-                    overlays[f"probability {scene.name}"] = probability
-    lakes = join_scenes(frames)
+                footprints.append(scene_footprint(opened, result, year))
+                pictures = _pictures(opened, result)
+                _quicklook(out / f"{scene.name}.png", pictures["true colour"], pictures["probability"], frame,
+                           windows[-1])  # fmt: skip
+                if number < _PREVIEWS:
+                    overlays |= {f"{name} {scene.name}": picture for name, picture in pictures.items()}
+    lakes = join_scenes(frames, [footprint.geometry for footprint in footprints])
     lakes = named(add_interval(lakes, area_intervals))
     summary = {
         "key": key, "settings": settings, "scenes": names, "lakes": len(lakes),
+        "lakes_cut": int(lakes["area_high_ha"].isna().sum()),
         "lakes_not_candidates": int((~lakes["flags"].str.contains("candidate")).sum()),
         "area_ha": float(lakes["area_ha"].sum()), "area_low_ha": float(lakes["area_low_ha"].sum()),
-        "area_high_ha": float(lakes["area_high_ha"].sum()),
+        # A cut lake has no upper bound: what was mapped of it counts.
+        "area_high_ha": float(lakes["area_high_ha"].fillna(lakes["area_ha"]).sum()),
         "windows": {s: sum(r["windows"][s] for r in results) for s in WINDOW_STATES},
         "valid_pixels": sum(r["valid_pixels"] for r in results), "pixels": sum(r["pixels"] for r in results),
         "resampled": {r["scene"]: r["resampled"] for r in results if r["resampled"]},
         "interval": "" if area_intervals is None else f"{area_intervals.source}",
+        "scenes_pictured": min(len(found), _PREVIEWS),
         "pooled_size_classes": sorted({c.pooled for c in area_intervals.classes if c.pooled} if area_intervals else []),
     }  # fmt: skip
-    write_lakes(out, lakes, windows)
-    _page(out / "lakes.html", lakes, windows, overlays)
+    write_lakes(out, lakes, windows, footprints)
+    about = [_ABOUT]
+    if len(found) > _PREVIEWS:
+        about.append(f"Pictures of the first {_PREVIEWS} of {len(found)} scenes; those of all lie beside this page.")
+    _page(out / "lakes.html", lakes, windows, overlays, about)
     summary["outputs"] = {name: sha256(out / name) for name in ("lakes.parquet", "lakes.gpkg", "lakes.html")}
     write_json(out / "metrics.json", summary)  # last: a run without it is not finished
     return LakeMap(out, out / "lakes.parquet", out / "metrics.json", out / "lakes.html", summary)
@@ -314,12 +331,26 @@ def scene_lakes(scene: OpenScene, result: dict[str, Any], min_area_ha: float, ye
         frame, labels = vectorise_labels(water.read(1), scene.transform, scene.crs, min_area_ha)
     with rasterio.open(result["probability"]) as probability:
         frame = describe(frame, labels, scene, probability).drop(columns="label")
-    said = scene.tags.get("snapshot_year", "")
-    frame["year"] = year if year is not None else int(said) if said.isdigit() else 0
+    frame["year"] = _year(scene, year)
     frame["scene"] = result["scene"]
     for column in ("date", "orbit", "radar_product", "cloud"):
         frame[column] = scene.tags.get(column, "")
     return frame
+
+
+def _year(scene: OpenScene, year: int | None) -> int:
+    said = scene.tags.get("snapshot_year", "")
+    return year if year is not None else int(said) if said.isdigit() else 0
+
+
+def scene_footprint(scene: OpenScene, result: dict[str, Any], year: int | None) -> gpd.GeoDataFrame:
+    """What a scene covers, as one outline with its name and year."""
+    import geopandas as gpd
+    import shapely
+    from rasterio.transform import array_bounds
+
+    box = shapely.box(*array_bounds(*scene.shape, scene.transform))
+    return gpd.GeoDataFrame({"scene": [result["scene"]], "year": [_year(scene, year)]}, geometry=[box], crs=scene.crs)
 
 
 def named(lakes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -361,14 +392,22 @@ def window_boxes(scene: OpenScene, result: dict[str, Any]) -> gpd.GeoDataFrame:
     return gpd.GeoDataFrame({"scene": result["scene"], "state": state}, geometry=boxes, crs=scene.crs)
 
 
-def write_lakes(out: Path, lakes: gpd.GeoDataFrame, windows: Sequence[gpd.GeoDataFrame]) -> None:
-    """Write ``lakes.parquet`` and ``lakes.gpkg`` (layers lakes and windows), atomically, without a time in them."""
+def write_lakes(
+    out: Path, lakes: gpd.GeoDataFrame, windows: Sequence[gpd.GeoDataFrame], scenes: Sequence[gpd.GeoDataFrame]
+) -> None:
+    """Write ``lakes.parquet`` and ``lakes.gpkg`` (layers lakes, windows, scenes), atomically, without a time in them.
+
+    Raises:
+        OSError: a file could not be written whole, as on a full disk; an older one stays.
+    """
     import pandas as pd
     import pyogrio
 
     with replacing(out / "lakes.parquet") as part:
         lakes.to_parquet(part, index=False)
-    skipped = pd.concat([frame.to_crs(lakes.crs) for frame in windows], ignore_index=True)
+    skipped, covered = (
+        pd.concat([frame.to_crs(lakes.crs) for frame in frames], ignore_index=True) for frames in (windows, scenes)
+    )
     # GeoPackage stamps its contents with the time of writing; a second run is to give the same bytes.
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
     try:
@@ -376,18 +415,33 @@ def write_lakes(out: Path, lakes: gpd.GeoDataFrame, windows: Sequence[gpd.GeoDat
             # A wide type of geometry where lakes of several parts are among them.
             pyogrio.write_dataframe(lakes, part, layer="lakes", promote_to_multi=True)
             pyogrio.write_dataframe(skipped, part, layer="windows", append=True, geometry_type="Polygon")
+            pyogrio.write_dataframe(covered, part, layer="scenes", append=True, geometry_type="Polygon")
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError) as error:
+        # GDAL does not tell a full disk from other failures.
+        raise OSError(errno.ENOSPC, f"the lakes could not be written whole: {error}", str(out / "lakes.gpkg")) from None
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
 
 
-def _pictures(scene: OpenScene, result: dict[str, Any]) -> tuple[Overlay, Overlay]:
-    """True colour and probability of a scene, thinned."""
+def _pictures(scene: OpenScene, result: dict[str, Any]) -> dict[str, Overlay]:
+    """True colour, hillshade and probability of a scene, thinned."""
+    from cryosentinel.data.chip_plots import hillshade
     from cryosentinel.mapping.maps import Overlay, true_colour
 
-    (s2, _, _), transform = scene.preview(PREVIEW_PX)
+    (s2, _, dem), transform = scene.preview(PREVIEW_PX)
     epsg = scene.crs.to_epsg() or scene.crs.to_wkt()
-    shade = probability_image(result["probability"], s2.shape[1:])
-    return Overlay(true_colour(s2), transform, epsg), Overlay(shade, transform, epsg)
+    known = (dem[0] > DEM_NODATA[0]) & (dem[0] < DEM_NODATA[1])
+    ground = np.where(known, dem[0], dem[0][known].mean() if known.any() else 0)
+    # Thinned pixels are as many times wider as the heights are made lower: slopes stay.
+    thinned = transform.a / PIXEL_SIZE_M
+    opaque = np.where(known, 255, 0).astype(np.uint8)
+    relief = np.zeros(ground.shape) if min(ground.shape) < 2 else hillshade(ground / thinned)
+    grey = np.rint(255 * relief).astype(np.uint8)
+    images = {
+        "true colour": true_colour(s2), "hillshade": np.dstack([grey, grey, grey, opaque]),
+        "probability": probability_image(result["probability"], s2.shape[1:]),
+    }  # fmt: skip
+    return {name: Overlay(image, transform, epsg) for name, image in images.items()}
 
 
 def probability_image(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -432,8 +486,13 @@ def _quicklook(
 
 
 def _page(
-    path: Path, lakes: gpd.GeoDataFrame, windows: Sequence[gpd.GeoDataFrame], overlays: dict[str, Overlay]
+    path: Path,
+    lakes: gpd.GeoDataFrame,
+    windows: Sequence[gpd.GeoDataFrame],
+    overlays: dict[str, Overlay],
+    about: Sequence[str],
 ) -> None:
+    import folium
     import pandas as pd
 
     from cryosentinel.mapping.maps import lake_map, self_contained
@@ -443,5 +502,7 @@ def _page(
                          "elevation_m": 0, "slope_deg": 1, "glacier_m": 0})  # fmt: skip
     gated = pd.concat([frame[frame["state"] == WINDOW_STATES[GATED]].to_crs(lakes.crs) for frame in windows])
     layers = {"lakes": shown} | ({"skipped by the gate": gated} if len(gated) else {})
-    page = lake_map(layers, overlays, height=720, hidden=("probability", "skipped")).get_root().render()
-    write_text(path, self_contained(page))
+    figure = lake_map(layers, overlays, height=720, hidden=("hillshade", "probability", "skipped")).get_root()
+    for sentence in about:
+        figure.html.add_child(folium.Element(f'<p style="font: 14px sans-serif; margin: 6px">{sentence}</p>'))
+    write_text(path, self_contained(figure.render()))

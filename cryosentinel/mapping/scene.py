@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel.data.chips import check_geotiff, clean, split_bands, valid_mask
-from cryosentinel.data.geotiff import check_units
+from cryosentinel.data.geotiff import BAND_NAMES, band_order, check_units
 from cryosentinel.data.offset import check_offset
 from cryosentinel.data.stack import check_modality, subtract_offset, to_db
 from cryosentinel.errors import ConfigError, InputError
@@ -44,6 +44,9 @@ RUN, NO_DATA, GATED = 0, 1, 2
 WINDOW_STATES = ("run", "no data", "gated")
 
 OPTICAL = len(MODALITIES["S2L2A"])
+
+#: Overlap with which the gate saves most: its benchmark, ``map --gate`` and the plan of a range share it.
+GATE_OVERLAP = 32
 
 #: A pixel's true size may differ by this share from 10 m (map projections stretch) before the scene is resampled.
 SIZE_TOLERANCE = 0.05
@@ -164,6 +167,7 @@ class OpenScene:
         shape: (height, width) in pixels.
         crs, transform: of the grid.
         resampled: why the scene is resampled to its UTM zone while it is read; empty where it is read as it is.
+        reordered: bands are read in another order than they lie in, by their descriptions.
         tags: the file's own tags.
     """
 
@@ -175,6 +179,9 @@ class OpenScene:
         else:
             for source, modality in zip(sources, MODALITIES, strict=True):
                 check_modality(source, modality, sources[0])
+        names = [BAND_NAMES] if len(sources) == 1 else list(MODALITIES.values())
+        self._orders = [band_order(source, bands) for source, bands in zip(sources, names, strict=True)]
+        self.reordered = any(self._orders)
         self.tags: dict[str, str] = {key: value for source in sources for key, value in source.tags().items()}
         self.resampled = _why_resample(sources[0])
         if self.resampled:
@@ -215,11 +222,11 @@ class OpenScene:
 
         window = Window(0, top, self.shape[1], rows)
         parts = []
-        for source in self._sources:
+        for source, order in zip(self._sources, self._orders, strict=True):
             try:
                 # float32 holds every digital number, backscatter and elevation of the format exactly.
                 out_shape = None if shape is None else (source.count, *shape)
-                bands = source.read(window=window, out_dtype=np.float32, out_shape=out_shape)
+                bands = source.read(order, window=window, out_dtype=np.float32, out_shape=out_shape)
             except (RasterioError, ValueError) as error:
                 raise InputError(f"{source.name} breaks off at row {top} ({error}); copy or build it again.") from None
             if source.nodata is not None and not np.isnan(source.nodata):
@@ -281,6 +288,8 @@ def open_scene(scene: Scene | str | os.PathLike[str] | Sequence[str | os.PathLik
             warnings.warn(
                 f"{opened.scene.paths[0]} {opened.resampled}; it is resampled to {opened.crs} at 10 m.", stacklevel=3
             )
+        if opened.reordered:
+            warnings.warn(f"{opened.scene.paths[0]}: bands are put in order by their descriptions.", stacklevel=3)
         yield opened
 
 
@@ -354,12 +363,23 @@ def _warped(source: rasterio.DatasetReader, grid: dict[str, Any]) -> rasterio.vr
 def check_values(scene: OpenScene) -> None:
     """Look at rows spread over the scene, and refuse values that are not in a chip's units.
 
+    Where none of them holds data, the rows from the top are looked at until some do.
+
     Raises:
         InputError: see :func:`cryosentinel.data.geotiff.check_units` and :func:`cryosentinel.data.offset.check_offset`.
     """
     height = scene.shape[0]
     rows = min(8, height)
     tops = sorted({round(t) for t in np.linspace(0, height - rows, 9)})
+    if _check_rows(scene, tops, rows):
+        return
+    for top in range(0, height, 64):
+        if _check_rows(scene, [top], min(64, height - top)):
+            return
+
+
+def _check_rows(scene: OpenScene, tops: Sequence[int], rows: int) -> bool:
+    """Whether ``rows`` rows from each of ``tops`` hold data; refuses them if these are in other units."""
     raw = np.concatenate([scene.read_raw(top, rows) for top in tops], axis=1)
     path = scene.scene.paths[0]
     check_units(path, raw[:OPTICAL], np.zeros(0))  # before the offset, which looks for dark pixels
@@ -368,6 +388,7 @@ def check_values(scene: OpenScene) -> None:
     valid = valid_mask(s2, s1, dem)
     if valid.any():
         check_units(path, raw[:OPTICAL], s1[:, valid], dem[0, valid], " (--s1_linear true converts it)")
+    return bool(valid.any())
 
 
 # --- prediction --------------------------------------------------------------------------------------------------
