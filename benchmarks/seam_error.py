@@ -11,7 +11,7 @@ import numpy as np
 IDS: tuple[str, ...] = ("seam_error", "seam_error_gate")
 
 OVERLAPS = (168, 112, 64, 32)  # pixels; the first is the reference
-SIZE, QUICK_SIZE = 896, 448  # pixels a side
+SIZE, QUICK_SIZE = 672, 448  # pixels a side
 SEEDS = (301, 302)
 
 
@@ -50,7 +50,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
             either[overlap] += int(np.count_nonzero(water[overlap] | water[OVERLAPS[0]]))
     share = {overlap: differs[overlap] / max(1, either[overlap]) for overlap in OVERLAPS}
     said = ", ".join(f"{o} px {share[o]:.2%} with {windows[o]} windows" for o in OVERLAPS[1:])
-    what = f"water pixels that differ from those at {OVERLAPS[0]} px overlap ({windows[OVERLAPS[0]]} windows), by overlap"
+    what = (
+        f"water pixels that differ from those at {OVERLAPS[0]} px overlap ({windows[OVERLAPS[0]]} windows), by overlap"
+    )
     where = f"{1 if quick else len(SEEDS)} simulated scenes, {size} x {size} px, {either[OVERLAPS[0]]} water pixels"
     return [
         {"id": name, "what": f"{what}: {said}; {where}; packaged network, one pass", "ours": share[overlap],

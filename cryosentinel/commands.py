@@ -328,7 +328,7 @@ def map(
     min_area_ha: float = 0.1,
     flips: Literal[1, 2, 4] = 4,
     adaptive_flips: bool = False,
-    overlap: int = 112,
+    overlap: int | None = None,
     batch_size: int = 8,
     gate: bool = False,
     gate_rules: Path | None = None,
@@ -369,7 +369,8 @@ def map(
         min_area_ha: smaller lakes are left out; below 0.5 ha they are flagged as candidates.
         flips: test-time flips averaged in logit space.
         adaptive_flips: flip only windows whose first pass is undecided: about half the work.
-        overlap: pixels that neighbouring windows share.
+        overlap: pixels that neighbouring windows share: 112, or 32 with --gate, which takes fewer windows; the page "A
+            whole mountain range" says how many water pixels each one moves.
         batch_size: windows a forward pass.
         gate: skip windows where no glacial lake can be; off by default: what it skips no network looks at.
         gate_rules: YAML file of the rules; the package's own by default.
@@ -377,7 +378,7 @@ def map(
         s1_linear: the radar is linear power rather than dB.
         glaciers: file of glacier outlines, for the distance of each lake to the nearest.
         intervals: JSON file of calibrated area intervals; by default those of the packaged weights at the default
-            threshold, else bounds come from the outlines' lengths.
+            threshold and flips, else bounds come from the outlines' lengths.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
         scheduler: address of a Dask scheduler, or local; one process without.
@@ -415,8 +416,10 @@ def map(
     _check_device(device)
     from cryosentinel.mapping.gate import Gate
     from cryosentinel.mapping.product import chip_scenes, default_weights, map_lakes
-    from cryosentinel.mapping.scene import Options, Scene
+    from cryosentinel.mapping.scene import GATE_OVERLAP, Options, Scene
 
+    if overlap is None:
+        overlap = GATE_OVERLAP if gate else Options.overlap
     out = out or paths.predictions()
     if ckpt is None:
         default_weights()  # said before images are fetched

@@ -1,4 +1,4 @@
-"""Put the soup of a finished study into the package: bfloat16 weights, and the model card beside them.
+"""Put the soup of a finished study into the package: bfloat16 weights, the model card and area intervals beside them.
 
 ``python scripts/ship_weights.py [STUDY [RUN]]``: STUDY is the folder with metrics.json (outputs/study by default), RUN
 the run folder (the latest of its preset by default). What lies in cryosentinel/weights is replaced; ``cryosentinel
@@ -13,6 +13,7 @@ from pathlib import Path
 from cryosentinel import paths
 from cryosentinel.errors import CryoSentinelError
 from cryosentinel.files import read_json, replacing, write_text
+from cryosentinel.mapping.areas import Intervals
 from cryosentinel.models.convert import convert
 from cryosentinel.study.model_card import write_model_card
 
@@ -47,6 +48,14 @@ def ship(study: Path, run: Path, folder: Path = FOLDER) -> Path:
         card.read_text(encoding="utf-8").replace(f"checkpoints/{paths.SOUP}", NAME).replace(f" --ckpt {paths.SOUP}", "")
     )
     write_text(card, text)
+    # What chapter 7 calibrated for this network with the flips of `cryosentinel map`; those of another one are wrong.
+    intervals, shipped = study / "lake_maps" / "intervals_four_flips.json", folder / "intervals.json"
+    if intervals.is_file():
+        Intervals.read(intervals).write(shipped)
+        shipped.chmod(0o644)
+    else:
+        shipped.unlink(missing_ok=True)
+        print(f"{intervals} is not there: area bounds will come from outlines; run the study's chapter 7 first.")
     return path
 
 

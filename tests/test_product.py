@@ -125,10 +125,11 @@ def test_intervals_of_the_packaged_weights_are_taken_where_these_map_as_calibrat
     monkeypatch.setattr(product.paths, "PACKAGE", tmp_path)
 
     def sources(**options: object) -> set[str]:
-        made = map_lakes(scenes, tmp_path / "o", options=Options(flips=1), progress=False, **options)
+        made = map_lakes(scenes, tmp_path / "o", **({"options": Options()} | options), progress=False)
         return set(gpd.read_parquet(made.lakes)["interval"])
 
     assert sources() == {"conformal 90% of label"}
+    assert sources(options=Options(flips=1)) == {"outline"}
     assert sources(threshold=0.6) == {"outline"} == sources(ckpt=tmp_path / "weights" / "box.safetensors")
 
 

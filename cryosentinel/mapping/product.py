@@ -70,7 +70,7 @@ def default_weights() -> Path:
 
 
 def default_intervals() -> Path | None:
-    """The area intervals of the package's own weights at :data:`DEFAULT_THRESHOLD`; None where they are not there."""
+    """The area intervals of the package's own weights at the default threshold and flips; None where there are none."""
     path = paths.PACKAGE / "weights" / "intervals.json"
     return path if path.is_file() else None
 
@@ -151,7 +151,7 @@ def map_lakes(
         year: of the images, a column of the lakes; by default what the scenes' own tags say.
         glaciers: file of glacier outlines, for each lake's distance to the nearest.
         intervals: file of :class:`cryosentinel.mapping.areas.Intervals`; by default those of the packaged weights where
-            these map at the default threshold, else area bounds come from the outlines.
+            these map at the default threshold and with the default flips, else area bounds come from the outlines.
         model: configuration of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds none.
         device: cpu or cuda.
@@ -177,7 +177,7 @@ def map_lakes(
     from cryosentinel.mapping.lakes import add_glacier_distance, join_scenes, read_glaciers
 
     ice = read_glaciers(glaciers) if glaciers is not None else None
-    if intervals is None and ckpt is None and threshold == DEFAULT_THRESHOLD:
+    if intervals is None and ckpt is None and threshold == DEFAULT_THRESHOLD and options.flips == Options.flips:
         intervals = default_intervals()
     area_intervals = Intervals.read(intervals) if intervals is not None else None
     model = None if model is None else paths.config(model)
