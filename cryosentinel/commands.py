@@ -185,7 +185,7 @@ def evaluate(
         data: folder of chips in the published format to score on instead, chosen and split as the checkpoint's own
             stage did: by --model, or by the configuration in its run's folder.
         flips: test-time flips averaged in logit space.
-        adaptive_flips: flip only chips whose first pass is undecided: about half the work.
+        adaptive_flips: flip only chips whose first pass is undecided around 0.5: about half the work.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         out: folder for metrics.json; a new one under outputs/runs by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
@@ -280,7 +280,8 @@ def predict(
         out: folder for SCENE_probability.tif and SCENE_water.tif; outputs/predictions by default.
         threshold: probability from which a pixel is water.
         flips: test-time flips averaged in logit space.
-        adaptive_flips: flip only windows whose first pass is undecided: about half the work.
+        adaptive_flips: flip only windows whose first pass is undecided: about half the work. Undecided means a
+            probability around 0.5, whatever the threshold.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
@@ -368,7 +369,8 @@ def map(
         threshold: probability from which a pixel is water.
         min_area_ha: smaller lakes are left out; below 0.5 ha they are flagged as candidates.
         flips: test-time flips averaged in logit space.
-        adaptive_flips: flip only windows whose first pass is undecided: about half the work.
+        adaptive_flips: flip only windows whose first pass is undecided: about half the work. Undecided means a
+            probability around 0.5, whatever the threshold.
         overlap: pixels that neighbouring windows share: 112, or 32 with --gate, which takes fewer windows; the page "A
             whole mountain range" says how many water pixels each one moves.
         batch_size: windows a forward pass.

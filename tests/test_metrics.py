@@ -146,13 +146,14 @@ def test_adaptive_flips_follow_from_two_tables():
 
     rng = np.random.default_rng(4)
     logits = (rng.normal(0, 0.5, (9, 24, 24)) - 3 * np.arange(9)[:, None, None] / 4).astype(np.float32)
-    flipped = undecided(torch.from_numpy(logits)).numpy()
+    label, valid = (rng.random(logits.shape) < share for share in (0.3, 0.7))
+    valid[1] = False
+    flipped = undecided(torch.from_numpy(logits), torch.from_numpy(valid)).numpy()
     first, averaged = (1 / (1 + np.exp(-(logits + shift))) for shift in (0, 0.4))
-    label = rng.random(logits.shape) < 0.3
-    tables = [table_of(p, label, np.ones_like(label)) for p in (first, averaged)]
+    tables = [table_of(p, label, valid) for p in (first, averaged)]
     found, share = metrics.adaptive(*tables)
-    assert 0 < share < 1 and share == flipped.mean()
-    expected = table_of(np.where(flipped[:, None, None], averaged, first), label, np.ones_like(label))
+    assert 0 < share < 1 and share == flipped.mean() and flipped[0] and not flipped[1]
+    expected = table_of(np.where(flipped[:, None, None], averaged, first), label, valid)
     np.testing.assert_array_equal(histograms(found), histograms(expected))
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from conftest import ROOT, TinyStudy
 
+from cryosentinel import paths
 from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.evaluation.bootstrap import Estimate
 from cryosentinel.files import read_json, write_json
@@ -427,6 +428,19 @@ def test_a_seed_has_a_run_folder_of_its_own_unless_it_is_the_configurations(tmp_
     assert other.folders.run.parent.parent.name == "tiny", "not beside it, where the latest run is looked for"
 
 
+def test_a_bare_checkpoint_name_never_means_a_variant_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path))
+    folders, changes = Study("tiny").folders, {"data.regions": ["pamir"]}
+    runs = [folders.fit(), folders.fit(None, changes), folders.fit("stem", changes)]
+    for run in runs:
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / paths.SOUP).touch()
+    assert len(set(runs)) == 3
+    assert paths.checkpoint(paths.SOUP, folders.run.parent) == runs[0] / "checkpoints" / paths.SOUP
+
+
 def test_the_seed_and_the_overrides_reach_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cryosentinel.training import fit as training
 
@@ -437,6 +451,7 @@ def test_the_seed_and_the_overrides_reach_training(tmp_path: Path, monkeypatch: 
     study = Study("tiny", seed=17)
     assert study.fit() == tmp_path / "runs" / "tiny" / "seeds" / "tiny_seed17"
     changed = study.fit(trainer__max_epochs=1)
+    assert study.folders.run in changed.parents, "a bare soup.ckpt is looked for beside it"
     network = comparison.NETWORKS["smp_unet"]
     other = study.fit(network)
     assert len({study.fit(), changed, other}) == 3 and other.name == "tiny_seed17_smp_unet"

@@ -67,6 +67,18 @@ def test_adaptive_flips_are_for_undecided_images_alone():
     assert passes == [1, 1]
 
 
+def test_pixels_without_data_do_not_ask_for_flips():
+    logits = torch.full((3, 10, 10), 6.0)
+    logits[:, :, :5] = 0.1
+    valid = torch.ones(3, 10, 10, dtype=torch.bool)
+    valid[1, :, :5], valid[2] = False, False
+    assert undecided(logits, valid).tolist() == [True, False, False]
+    passes = []
+    data = {"DEM": logits[1:2, None], "valid": valid[1:2]}
+    flip_logits(lambda data: passes.append(1) or data["DEM"][:, 0], data, adaptive=True)
+    assert passes == [1]
+
+
 def test_three_flips_end_in_a_sentence():
     with pytest.raises(ConfigError, match="flips is 3"):
         flip_logits(toy(), batch(1), 3)

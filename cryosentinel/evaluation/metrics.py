@@ -208,7 +208,7 @@ def adaptive(first: pd.DataFrame, averaged: pd.DataFrame) -> tuple[pd.DataFrame,
     lake, background = histograms(first)
     counts = lake + background
     near = counts[:, threshold_bin(0.5 - BAND) : threshold_bin(0.5 + BAND)].sum(axis=1)
-    flipped = near >= SHARE * counts.sum(axis=1)
+    flipped = ratio(near, counts.sum(axis=1)) >= SHARE  # not a number, and so decided, without a valid pixel
     return substitute(first, averaged[flipped]), float(flipped.mean())
 
 

@@ -445,6 +445,7 @@ def predict_bands(
         states = window_states(raw, valid, top, height, lefts, options)
         # A scene smaller than a window is mirrored up to it; the mirror is cut off again below.
         arrays = [np.pad(a, pad, mode="symmetric") for a in clean(*raw)]
+        counted = np.pad(valid, pad[1:])
         wanted = [x for x, state in zip(lefts, states.tolist(), strict=True) if state == RUN]
         for start in range(0, len(wanted), options.batch_size):
             group = wanted[start : start + options.batch_size]
@@ -452,6 +453,7 @@ def predict_bands(
             for name, array in zip(MODALITIES, arrays, strict=True):
                 windows = np.stack([array[:, :, x : x + window] for x in group])
                 batch[name] = torch.from_numpy(windows.astype(np.float32)).to(device)
+            batch["valid"] = torch.from_numpy(np.stack([counted[:, x : x + window] for x in group]))
             with torch.inference_mode(), precision.autocast(device.type):
                 logits = flip_logits(segmenter, batch, options.flips, options.adaptive).float().cpu().numpy()
             for x, logit in zip(group, logits, strict=True):

@@ -48,7 +48,8 @@ class Folders:
         if not overrides:
             return run
         digest = hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:8]
-        return run.with_name(f"{run.name}_{digest}")
+        # Within the run's folder, as seeds and networks are: a bare soup.ckpt must not mean one trained on less.
+        return run / "variants" / f"{run.name}_{digest}"
 
     def predictions(self, name: str, made_from: Mapping[str, Any]) -> Path:
         """The folder of one predictor's maps and score tables, shared by all that ask for the same ones.
