@@ -1,11 +1,12 @@
 """Turn a finished study into a record that is committed and that the book quotes.
 
-``python scripts/record.py standard [STUDY]`` writes book/standard_metrics.json, ``python scripts/record.py seeds
-[STUDY]`` book/seeds.json; STUDY is the last study's folder by default.
+``python scripts/record.py standard [STUDY]`` writes book/standard_metrics.json, ``quick`` book/quick_metrics.json,
+``seeds`` book/seeds.json; STUDY is the last study's folder by default.
 """
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from cryosentinel.files import read_json, write_json
 from cryosentinel.study.comparison import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
-STANDARD = "cryosentinel study --preset standard --parameters.networks all"
+STUDY = "cryosentinel study --preset"
 
 
 def _made(path: Path, command: str, commit: str) -> dict[str, Any]:
@@ -33,27 +34,29 @@ def _networks(figures: Mapping[str, Any]) -> str:
     return f" --parameters.networks {'all' if trained == list(NETWORKS) else ','.join(trained)}" if trained else ""
 
 
-def standard_record(study: Path, commit: str) -> dict[str, Any]:
-    """The record of a standard run: command, commit, date, machine, metrics, and the seconds of its stages.
+def study_record(study: Path, commit: str, preset: str = "standard") -> dict[str, Any]:
+    """The record of a run of a preset: command, commit, date, machine, metrics, and the seconds of its stages.
 
     Args:
         study: folder with metrics.json and timings.json.
         commit: that the run was made at.
+        preset: whose run.
 
     Raises:
-        InputError: the folder holds no standard run, one mixed with another preset, or one without its networks.
+        InputError: the folder holds no such run, one mixed with another preset, or a standard one without its networks.
     """
+    run = f"{STUDY} {preset}" + (" --parameters.networks all" if preset == "standard" else "")
     timings = read_json(study / "timings.json")
     presets = {stage["preset"] for stage in timings.values()}
-    if presets != {"standard"}:
+    if presets != {preset}:
         found = ", ".join(sorted(presets)) or "nothing"
-        raise InputError(f"{study} holds stages of {found}, not of a standard run alone; run {STANDARD} first.")
+        raise InputError(f"{study} holds stages of {found}, not of a {preset} run alone; run {run} first.")
     metrics = read_json(study / "metrics.json")
-    if "compared_soup_test_iou" not in metrics:
-        raise InputError(f"{study} holds no comparison with other networks; run {STANDARD} first.")
+    if preset == "standard" and "compared_soup_test_iou" not in metrics:
+        raise InputError(f"{study} holds no comparison with other networks; run {run} first.")
     seconds = {name: stage["seconds"] for name, stage in timings.items()}
     machines = {"machine": "; ".join(sorted({stage["machine"] for stage in timings.values()}))}
-    command = "cryosentinel study --preset standard" + _networks(metrics)
+    command = f"{STUDY} {preset}" + _networks(metrics)
     return {**_made(study / "metrics.json", command, commit), **machines, "seconds": seconds, "metrics": metrics}
 
 
@@ -66,11 +69,15 @@ def seeds_record(study: Path, commit: str) -> dict[str, Any]:
     """
     found = read_json(study / "seeds.json")
     seeds = ",".join(map(str, found["seeds"]))
-    command = f"cryosentinel study --preset {found['preset']} --seeds {seeds}" + _networks(found["figures"])
+    command = f"{STUDY} {found['preset']} --seeds {seeds}" + _networks(found["figures"])
     return {**_made(study / "seeds.json", command, commit), **found}
 
 
-RECORDS = {"standard": (standard_record, "standard_metrics.json"), "seeds": (seeds_record, "seeds.json")}
+RECORDS = {
+    "standard": (study_record, "standard_metrics.json"),
+    "quick": (functools.partial(study_record, preset="quick"), "quick_metrics.json"),
+    "seeds": (seeds_record, "seeds.json"),
+}
 
 
 def main(argv: list[str]) -> int:

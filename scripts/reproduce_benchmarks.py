@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,8 +19,13 @@ from cryosentinel.files import read_json, sha256
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "terramind_v3_finetune_almaty_v2"
 THRESHOLDS = ("0.30", "0.40", "0.50", "0.60", "0.70", "0.80")
-#: The card drops seven test chips without naming them, so no one else can leave the same ones out.
-NOT_COMPARED = "test_iou@0.50_label_corrected"
+#: Published figures that the checkpoint and the chips give. Not the corrected scores: the card drops seven test chips
+#: without naming them, so no one else can leave the same ones out.
+COMPARED = re.compile(
+    r"(val|test)_(iou@\d\.\d\d_tta(_\w+)?|mean_chip_iou@\d\.\d\d)|soup_(val|test)_chips_below_iou_0\.05|chips_(val|test)"
+    r"|best_threshold"
+)
+CHIPS = "chips of "  # before the name of a region's score: how many it rests on
 #: Beginning of a figure's name -> how far it may be from the record on another processor, absolute. Simulated chips and
 #: what is counted on them are the same to the bit; scores of training-free baselines differ by single pixels at a
 #: threshold; a short training run takes another path when float32 sums round differently.
@@ -30,29 +36,36 @@ TOLERANCES = {
 
 
 def published_rows(tables: Mapping[str, Any]) -> dict[str, float]:
-    """The rows of the published table from score tables: name, as in the published record -> score.
+    """The rows of the published table from score tables: name, as in the published record -> figure.
 
     Args:
         tables: "val" and "test" -> score table.
     """
-    from cryosentinel.evaluation.metrics import score
+    from cryosentinel.evaluation.metrics import best_threshold, chip_iou, score
 
     rows: dict[str, float] = {}
     for split, table in tables.items():
         rows |= {f"{split}_iou@{t}_tta": score(table, "iou", float(t)) for t in THRESHOLDS}
         rows[f"{split}_mean_chip_iou@0.50"] = score(table, "mean_chip_iou", 0.5)
+        rows |= {f"chips_{split}": len(table)}
+        rows[f"soup_{split}_chips_below_iou_0.05"] = int((chip_iou(table, 0.5) < 0.05).sum())
         for region, of in table.groupby("region"):
-            rows[f"{split}_iou@0.50_tta_{region}"] = score(of.reset_index(drop=True), "iou", 0.5)
+            name = f"{split}_iou@0.50_tta_{region}"
+            rows |= {name: score(of.reset_index(drop=True), "iou", 0.5), CHIPS + name: len(of)}
+    rows["best_threshold"] = best_threshold(tables["val"], thresholds=[float(t) for t in THRESHOLDS])
     return rows
 
 
 def against_published(found: Mapping[str, float], published: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Compare rows to the last decimal of the published table (four)."""
-    return [
-        {"row": name, "recorded": published[name]["value"], "found": value,
-         "agrees": round(value, 4) == round(published[name]["value"], 4)}
-        for name, value in found.items() if name in published
-    ]  # fmt: skip
+    """Compare every published row of :data:`COMPARED` to its last decimal (four); one that was not found differs."""
+    wanted = {name: of["value"] for name, of in published.items() if COMPARED.fullmatch(name)}
+    wanted |= {CHIPS + name: published[name]["n"] for name in wanted if "_tta_" in name and published[name].get("n")}
+    rows = []
+    for name, recorded in wanted.items():
+        value = found.get(name)
+        agrees = value is not None and round(value, 4) == round(recorded, 4)
+        rows.append({"row": name, "recorded": recorded, "found": value, "agrees": agrees})
+    return rows
 
 
 def against_record(found: Mapping[str, Any], record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,15 +112,30 @@ def record_of(preset: str, given: Path | None) -> tuple[dict[str, Any], str]:
     if given is not None:
         record = read_json(given)
         return record.get("metrics", record), str(given)
-    standard, seeds = ROOT / "book" / "standard_metrics.json", ROOT / "book" / "seeds.json"
-    if preset == "standard" and standard.is_file():
-        record = read_json(standard)
-        return record["metrics"], f"{standard.name}, commit {record['commit'][:10]}"
+    whole, seeds = ROOT / "book" / f"{preset}_metrics.json", ROOT / "book" / "seeds.json"
+    if whole.is_file():  # also what no seed of the training moves
+        record = read_json(whole)
+        return record["metrics"], f"{whole.name}, commit {record['commit'][:10]}"
     if seeds.is_file() and (record := read_json(seeds))["preset"] == preset:
         own = str(_seed_of(preset))
         metrics = {name: {"value": of["values"].get(own)} for name, of in record["figures"].items()}
         return metrics, f"{seeds.name}, seed {own}, commit {record['commit'][:10]}"
     raise InputError(f"No record of preset {preset} is committed; give one: --record METRICS.json.")
+
+
+def refuse_another_preset(study: Path, preset: str) -> None:
+    """Refuse a study of another preset than the record's: its figures differ because its chips do.
+
+    Raises:
+        InputError: it is one.
+    """
+    timings = study / "timings.json"
+    presets = {stage["preset"] for stage in read_json(timings).values()} if timings.is_file() else set()
+    if presets - {preset}:
+        raise InputError(
+            f"{study} holds a study of preset {', '.join(sorted(presets))}, not of {preset}; give its --preset, or "
+            "another --study."
+        )
 
 
 def _seed_of(preset: str) -> int:
@@ -141,8 +169,10 @@ def main(words: list[str]) -> int:
         if given.ckpt:
             published = read_json(paths.PUBLISHED)
             tables = evaluate_published(given.ckpt, given.data, paths.evaluations() / "published")
-            print(f"{NOT_COMPARED} is not compared: the seven chips that it leaves out are not published.")
-            return show(against_published(published_rows(tables), published))
+            status = show(against_published(published_rows(tables), published))
+            left = [name for name in published if not COMPARED.fullmatch(name)]
+            print(f"Not compared, as these two files do not give them: {', '.join(left)}.")
+            return status
         print("The published checkpoint and chips were not given (--ckpt, --data): no published row is compared.")
         print("Compared instead: the embedded benchmark, simulated chips, with its committed record.")
         record, source = record_of(given.preset, given.record)
@@ -153,6 +183,7 @@ def main(words: list[str]) -> int:
             command = [sys.executable, "-m", "cryosentinel", "study", "--preset", given.preset]
             if status := subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return status
+        refuse_another_preset(metrics.parent, given.preset)
         print(f"record: {source}; study: {metrics}")
         return show(against_record(read_json(metrics), record))
     except CryoSentinelError as error:

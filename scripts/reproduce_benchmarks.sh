@@ -2,7 +2,8 @@
 # Compare the published benchmark table, or the embedded benchmark, with what this machine computes.
 #
 #   scripts/reproduce_benchmarks.sh --ckpt PATH|hf://owner/repo/path --data FOLDER|owner/name
-#       evaluates the published checkpoint on the published chips and compares every row to its last published decimal;
+#       evaluates the published checkpoint on the published chips and compares every row that they give to its
+#       last published decimal, one that is missing counted as a difference, and lists the rows that they do not give;
 #   scripts/reproduce_benchmarks.sh
 #       says that the published checkpoint and chips were not given, and compares the embedded benchmark's last study
 #       (run if there is none) with the committed record.

@@ -196,6 +196,25 @@ def test_the_temperature_that_spoiled_the_probabilities_is_found_again():
         calibration.reliability(sure, temperature=0)
 
 
+def test_the_temperature_of_a_sure_network_is_that_of_its_logits():
+    from scipy.optimize import minimize_scalar
+    from scipy.special import expit
+
+    rng = np.random.default_rng(0)
+    lake = rng.random(200_000) < 0.04
+    honest = np.where(lake, rng.normal(4, 3, lake.size), rng.normal(-9, 2, lake.size))
+    label, logits = rng.random(lake.size) < expit(honest), 1.5 * honest
+    sign = np.where(label, -1, 1)
+    exact = minimize_scalar(lambda t: np.logaddexp(0, sign * logits / t).mean(), bounds=(0.1, 10), method="bounded").x
+    sure = histogram_table(expit(logits).astype(np.float32)[None], label[None])
+    found = calibration.fit_temperature(sure)
+    assert found == pytest.approx(exact, rel=0.06) and exact == pytest.approx(1.5, rel=0.03)
+    # Below 0.005 and from 0.995 on the table does not know the logits: what is predicted there stays.
+    as_is, tempered = (calibration.reliability(sure, 200, t).iloc[0] for t in (1, found))
+    assert as_is["predicted"] == tempered["predicted"] == 0.0025
+    assert calibration.calibration_error(sure, temperature=found) < calibration.calibration_error(sure)
+
+
 def test_reliability_agrees_with_sklearn():
     from sklearn.calibration import calibration_curve
 

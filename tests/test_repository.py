@@ -492,16 +492,20 @@ def test_standard_record_takes_only_a_standard_run(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     stage = {"seconds": 5.0, "preset": "standard", "date": "2026-01-01", "machine": "Abacus, 2 cores"}
     (tmp_path / "timings.json").write_text(json.dumps({"fit": stage, "soup": stage}))
-    made = record.standard_record(tmp_path, "abc")
+    made = record.study_record(tmp_path, "abc")
     assert made["command"].endswith("--parameters.networks stem")
     assert made["metrics"] == metrics and made["seconds"] == {"fit": 5.0, "soup": 5.0} and made["commit"] == "abc"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"]) and made["machine"] == "Abacus, 2 cores"
     (tmp_path / "metrics.json").write_text('{"a": {"value": 1}}')
     with pytest.raises(InputError, match="networks"):
-        record.standard_record(tmp_path, "abc")
+        record.study_record(tmp_path, "abc")
     (tmp_path / "timings.json").write_text(json.dumps({"fit": {**stage, "preset": "quick"}}))
     with pytest.raises(InputError, match="quick"):
-        record.standard_record(tmp_path, "abc")
+        record.study_record(tmp_path, "abc")
+    make, name = record.RECORDS["quick"]
+    made = make(tmp_path, "abc")
+    assert name == "quick_metrics.json" and made["command"] == "cryosentinel study --preset quick"
+    assert made["metrics"] == {"a": {"value": 1}}
 
 
 def test_seeds_record_names_the_command_that_made_it(tmp_path):

@@ -34,18 +34,32 @@ def table(hits: int) -> pd.DataFrame:
 def test_published_rows_are_scores_of_the_tables():
     rows = reproduce.published_rows({"val": table(50), "test": table(80)})
     assert rows["val_iou@0.50_tta"] == 0.75 and rows["test_iou@0.80_tta"] == 0.0
+    assert rows["chips_val"] == 2 and rows["soup_val_chips_below_iou_0.05"] == 0 and rows["best_threshold"] == 0.5
+    assert reproduce.published_rows({"val": table(2), "test": table(0)})["soup_test_chips_below_iou_0.05"] == 1
     assert rows["test_iou@0.50_tta_ile_alatau"] == 0.8 and rows["test_mean_chip_iou@0.50"] == pytest.approx(0.9)
     published = json.loads(paths.PUBLISHED.read_text())
-    compared = reproduce.against_published(rows, published)
-    # Every row of the published sweep and regions that these chips hold; the corrected score cannot be made again.
-    wanted = {n for n in published if n.startswith(("val_iou@", "test_iou@", "val_mean", "test_mean"))}
-    lacking = {n for n in wanted if "zhetysu" in n or "label_corrected" in n}
-    assert {row["row"] for row in compared} == wanted - lacking
+    compared = {row["row"]: row for row in reproduce.against_published(rows, published)}
+    # Every row of the published sweep and regions; the corrected score cannot be made again.
+    wanted = {
+        n for n in published if n.startswith(("val_iou@", "test_iou@", "val_mean", "test_mean", "soup_val_chips"))
+    }
+    assert {n for n in wanted if "label_corrected" not in n} < set(compared)
+    assert compared["chips_test"]["recorded"] == 665 and compared["chips of test_iou@0.50_tta_ile_alatau"]["found"] == 1
+
+
+def test_a_published_row_that_was_not_found_differs(capsys):
+    rows = reproduce.against_published(
+        {}, {"test_iou@0.50_tta_pamir": {"value": 0.9, "n": 3}, "train_dollars": {"value": 5}}
+    )
+    assert [(row["row"], row["found"], row["agrees"]) for row in rows] == [
+        (name, None, False) for name in ("test_iou@0.50_tta_pamir", "chips of test_iou@0.50_tta_pamir")
+    ]
+    assert reproduce.show(rows) == 1 and "missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("found", "agrees"), [(0.89184, True), (0.89176, True), (0.89186, False), (0.8917, False)])
 def test_published_rows_agree_to_four_decimals(found, agrees):
-    (row,) = reproduce.against_published({"x": found}, {"x": {"value": 0.8918}})
+    (row,) = reproduce.against_published({"val_iou@0.50_tta": found}, {"val_iou@0.50_tta": {"value": 0.8918}})
     assert row["agrees"] is agrees
 
 
@@ -78,6 +92,24 @@ def test_without_the_published_files_it_says_so_and_compares_the_benchmark(tmp_p
 def test_half_of_the_published_files_is_refused():
     done = run("--ckpt", "soup.ckpt")
     assert done.returncode == 2 and "--data" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_study_of_another_preset_is_refused(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "timings.json").write_text(json.dumps({"fit": {"preset": "tiny"}}))
+    done = run("--preset", "standard", "--study", str(tmp_path))
+    assert done.returncode == 2 and "tiny" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_whole_record_of_the_preset_goes_before_its_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    (tmp_path / "book").mkdir()
+    figures = {"preset": "quick", "commit": "a", "figures": {"x": {"values": {"42": 1}}}}
+    (tmp_path / "book" / "seeds.json").write_text(json.dumps(figures))
+    assert reproduce.record_of("quick", None)[0] == {"x": {"value": 1}}
+    whole = {"commit": "b", "metrics": {"n_chips/val": {"value": 40}}}
+    (tmp_path / "book" / "quick_metrics.json").write_text(json.dumps(whole))
+    assert reproduce.record_of("quick", None)[0] == whole["metrics"]
 
 
 def test_committed_records_are_found_by_preset():

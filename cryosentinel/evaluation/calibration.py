@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MIDDLES = (np.arange(BINS) + 0.5) / BINS
+#: The first and last bin hold logits without a bound, most of a sure network's pixels: their middles are no one's.
+_INNER = slice(1, BINS - 1)
 
 
 def _tempered(temperature: float) -> np.ndarray:
-    """The middles of the bins after their logits were divided by a temperature: (200,)."""
+    """The middles of the bins, the inner ones after their logits were divided by a temperature: (200,)."""
     from scipy.special import expit, logit
 
-    return _MIDDLES if temperature == 1 else expit(logit(_MIDDLES) / temperature)
+    middles = _MIDDLES.copy()
+    if temperature != 1:
+        middles[_INNER] = expit(logit(middles[_INNER]) / temperature)
+    return middles
 
 
 def reliability(table: pd.DataFrame, groups: int = 20, temperature: float = 1.0) -> pd.DataFrame:
@@ -29,7 +34,8 @@ def reliability(table: pd.DataFrame, groups: int = 20, temperature: float = 1.0)
     Args:
         table: score table.
         groups: equally wide classes of probability; a divisor of 200.
-        temperature: by which the logits are divided first, see :func:`fit_temperature`.
+        temperature: by which the logits are divided first, see :func:`fit_temperature`. Probabilities below 0.005 or
+            from 0.995 on, whose logits the table does not tell, stay as they are.
 
     Returns:
         One row a class: low, high, predicted (mean of the 200 bins' middles, so within 0.0025), observed (lake share,
@@ -69,8 +75,9 @@ def calibration_error(table: pd.DataFrame, groups: int = 20, temperature: float 
 def fit_temperature(table: pd.DataFrame) -> float:
     """The temperature that fits the probabilities best (Guo et al. 2017): logits divided by it, least log loss.
 
-    Fit it on validation, and apply it to test. It keeps the order of the probabilities, so that no threshold score
-    changes but for the name of its threshold.
+    Only probabilities from 0.005 to 0.995 enter: beyond, a bin of the table holds logits without a bound, and its
+    middle would decide the fit. Fit it on validation, and apply it to test. It keeps the order of the probabilities, so
+    that no threshold score changes but for the name of its threshold.
 
     Args:
         table: score table; the bins' middles stand for their probabilities.
@@ -79,15 +86,17 @@ def fit_temperature(table: pd.DataFrame) -> float:
         Above 1 where the predictor is too sure of itself; within 0.05 to 20.
 
     Raises:
-        InputError: the table holds only lake or only background (or nothing), which any temperature fits.
+        InputError: there is no lake or no background among these probabilities, which any temperature fits.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logit
 
-    lake, background = (h.sum(axis=0) for h in histograms(table))
+    lake, background = (h.sum(axis=0)[_INNER] for h in histograms(table))
     if not (lake.any() and background.any()):
-        raise InputError("The score table holds no lake or nothing else, so no temperature can be fitted to it.")
-    logits = logit(_MIDDLES)
+        raise InputError(
+            "Between 0.005 and 0.995 the score table holds no lake or nothing else, so no temperature can be fitted."
+        )
+    logits = logit(_MIDDLES[_INNER])
 
     def log_loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
