@@ -225,15 +225,21 @@ def audit(
         worst: candidates, chips with the largest pieces of disagreement, from both tails in turn.
         control: chips drawn at random beside them.
         review: write a blind review sheet of both, review.html and review.csv, to fill in.
-        answers: folder of a review that was filled in; it is read back, and nothing is audited.
-        out: folder for verdicts.csv and pieces.csv; a new one under outputs/runs by default.
+        answers: folder of a review that was filled in; it is read back and compared with the audit's verdicts, by
+            sample and verdict, and nothing is audited.
+        out: folder for verdicts.csv and pieces.csv, a new one under outputs/runs by default; with ANSWERS for
+            answers.csv, ANSWERS itself by default.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     if answers is not None:
-        from cryosentinel.evaluation.audit_review import read_review
+        from cryosentinel.evaluation.audit_review import agreement, read_review
+        from cryosentinel.files import write_text as write
 
-        print(read_review(answers).to_string(index=False))
+        found = read_review(answers)
+        path = (Path(out) if out else answers) / "answers.csv"
+        write(path, found.to_csv(index=False))
+        print(found.to_string(index=False), agreement(found).round(3).to_string(index=False), path, sep="\n\n")
         return
     _look_for(None if ckpt == paths.SOUP else ckpt, data, model, statistics)
     from cryosentinel.evaluation.audit import independence

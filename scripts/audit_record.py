@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cryosentinel import paths
 from cryosentinel.data.chips import Chip
 from cryosentinel.data.store import ChipStore
-from cryosentinel.evaluation.audit import LABEL_VERDICTS, Audit, audit
+from cryosentinel.evaluation.audit import LABEL_VERDICTS, SHIFTED, Audit, audit
 from cryosentinel.evaluation.audit_pieces import EVIDENCE, LESS, MORE, AuditRule, Judge, find_pieces, maps_of
 from cryosentinel.evaluation.audit_truth import (
     HALF,
@@ -61,6 +61,7 @@ REPORTED_ON = (3001, 3002, 3003)
 PLACES = 50
 PLANTED = Shares(missing=0.15, missing_small=0.3, undersized=0.15, oversized=0.15, false=0.25)
 MOVED_SHARE = 0.08  # of lakes whose label has no other error
+FARTHEST_PX = 12  # that a label is moved
 FOLDS, LEAST_WEIGHT = 8, 0.05  # of learning: moved labels, which weigh nothing in precision, count a little
 CONFIDENT = "confident learning (cleanlab)"
 
@@ -79,7 +80,7 @@ class PlantedStore:
 
     def __init__(self, store: ChipStore, seed: int, folder: Path) -> None:
         self.index, self._store = store.index, store
-        path, ids = folder / "planted.npz", store.index["chip_id"].tolist()
+        path, ids = folder / "planted_errors.npz", store.index["chip_id"].tolist()
         if not path.is_file():
             found = [plant(chip_id, seed) for chip_id in tqdm(ids, desc="plant", unit="chip")]
             label, weight, moved = (np.stack(each) for each in zip(*found, strict=True))
@@ -94,6 +95,13 @@ class PlantedStore:
         return dataclasses.replace(chip, mask=self.planted[chip.chip_id][0].astype(np.uint8))
 
 
+def shifted(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A mask moved down and to the right by up to :data:`FARTHEST_PX`; what leaves the chip is gone. (H, W) bool."""
+    height, width = mask.shape
+    wide = np.pad(mask, FARTHEST_PX)
+    return wide[FARTHEST_PX - rows :, FARTHEST_PX - columns :][:height, :width]
+
+
 def plant(chip_id: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label, weight of each pixel's lake, and pixels of moved labels of a simulated chip: (H, W) each."""
     *_, zone, easting, northing, year = chip_id.split("_")
@@ -105,11 +113,11 @@ def plant(chip_id: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         here, there = overlap(lake, window.row, window.col, window.height, window.width)
         draw = Draw(seed, "moved", lake.lake_id, int(year))
         if error == "" and own.any() and draw.uniform() < MOVED_SHARE:
-            distance, bearing = draw.uniform(7, 12), draw.uniform(0, 2 * np.pi)
+            distance, bearing = draw.uniform(7, FARTHEST_PX), draw.uniform(0, 2 * np.pi)
             step = round(distance * np.sin(bearing)), round(distance * np.cos(bearing))
-            shifted = np.roll(own, step, (0, 1))
-            moved |= shifted | own
-            own, times = shifted, 0.0
+            there_now = shifted(own, *step)
+            moved |= there_now | own
+            own, times = there_now, 0.0
         elif error == "":
             times /= 1 - MOVED_SHARE
         reach = own.copy()
@@ -151,7 +159,8 @@ def cohort(seed: int, rule: AuditRule, places: int) -> Outcome:
         "oracle": over_pieces(result, store, maps, lambda i, label: lakes[i] != label),
         CONFIDENT: over_pieces(result, store, maps, confident(store, maps)),
     }
-    ceiling = label_ceiling(natural, maps, lambda chip: truths[chip.chip_id].lake, found.table("test"))
+    # Of the labels that the scores are of: the planted ones.
+    ceiling = label_ceiling(store, maps, lambda chip: truths[chip.chip_id].lake, found.table("test"))
     return Outcome(result, findings, others, found.table("test", "truth"), ceiling)
 
 
@@ -291,17 +300,23 @@ def report(findings: Findings, chips: pd.DataFrame, others: dict[str, np.ndarray
         "ceiling_of_disagreement": _plain(findings.recall(pieces["right"].to_numpy(dtype=bool))),
         "precision": {d: _plain(findings.precision(own, d)) for d in (MORE, LESS)},
         "recall": {k: _plain(findings.recall(own, k)) for k in (*KINDS, MOVED)},
-        "verdicts": {str(v): _plain(findings.precision(verdict == v)) for v in np.unique(verdict)},
+        # Moved labels weigh nothing, so that of the verdict on them every piece counts alike.
+        "verdicts": {
+            str(v): _plain(findings.precision(verdict == v, weighted=v != SHIFTED)) for v in np.unique(verdict)
+        },
         "reliability": reliability, "evidence_auc": auc,
     }  # fmt: skip
 
 
-def scores(outcome: Outcome) -> dict[str, float | None]:
-    """Global IoU of the network against the labels as they are, as corrected, and against the truth."""
+def scores(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Global IoU of the network against the planted labels, as they are and as corrected, and against the truth.
+
+    Returns:
+        Name -> estimate; ``noise_ceiling`` is that of a perfect map against the planted labels.
+    """
     tables = {**outcome.result.variants(), "truth": outcome.truth}
-    found = {name: estimate(table, "iou", outcome.result.rule.threshold).value for name, table in tables.items()}
-    found["noise_ceiling"] = outcome.ceiling.value
-    return {name: round(value, 4) if np.isfinite(value) else None for name, value in found.items()}
+    found = {name: estimate(table, "iou", outcome.result.rule.threshold) for name, table in tables.items()}
+    return {name: _plain(each) for name, each in {**found, "noise_ceiling": outcome.ceiling}.items()}
 
 
 def show(record: dict[str, Any]) -> None:

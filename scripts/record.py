@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def seeds_record(study: Path, commit: str) -> dict[str, Any]:
     return {**_made(study / "seeds.json", command, commit), **found}
 
 
-RECORDS = {
+RECORDS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], str]] = {
     "standard": (study_record, "standard_metrics.json"),
     "quick": (functools.partial(study_record, preset="quick"), "quick_metrics.json"),
     "seeds": (seeds_record, "seeds.json"),

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cryosentinel import cli
 from cryosentinel.data.chips import Chip
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import audit as audits
 from cryosentinel.evaluation import metrics
 from cryosentinel.evaluation.audit import audit
 from cryosentinel.evaluation.audit_pieces import EVIDENCE, AuditRule, Judge, core, evidence, find_pieces
-from cryosentinel.evaluation.audit_review import read_review, write_review
-from cryosentinel.evaluation.audit_truth import KINDS, against_truth, compare, rivals
+from cryosentinel.evaluation.audit_review import agreement, read_review, write_review
+from cryosentinel.evaluation.audit_truth import KINDS, Findings, against_truth, compare, label_ceiling, rivals
 from cryosentinel.evaluation.evaluate import evaluate
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps
 
@@ -313,10 +314,9 @@ def test_naive_audits_and_the_oracle_stand_beside(run):
     assert compared["the card's"]["recall"].value < 0.5
 
 
-def test_confident_learning_accuses_what_is_surer_than_usual(run, monkeypatch):
+def test_confident_learning_accuses_what_is_surer_than_usual(run, record_script):
     pytest.importorskip("cleanlab")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    record = importlib.import_module("audit_record")
+    record = record_script
     store, _, result = run({name: CASES[name] for name in ("agree", "small", "large", "missing")})
     # Labels, mostly right, make 0.85 the usual probability of water; the missing lake is predicted with 0.65.
     bins = np.stack([np.where(case.prediction, 170, 10) for case in store.cases.values()]).astype(np.uint8)
@@ -355,7 +355,12 @@ def test_a_judge_is_a_logistic_function_and_missing_evidence_is_average():
     ("change", "words"),
     [("min_px: 0", "min_px"), ("acquit: 0.9\naccuse: 0.5", "acquit"), ("wors: 3", "wors"),
      ("threshold: 0.503", r"0\.503"),
-     ("judges: {more: {intercept: 0, terms: {colour: [0, 1, 1]}}}", "colour|evidence|weigh")],
+     ("judges: {more: {intercept: 0, terms: {colour: [0, 1, 1]}}}", "colour|evidence|weigh"),
+     ("judges: {more: {terms: {vv: [0, 1, 1]}}}", "intercept"), ("judges: {more: 3}", "intercept"),
+     ("judges: {mor: {intercept: 0, terms: {}}}", "mor"), ("judges: [more]", "judges"),
+     ("judges: {more: {intercept: 0, terms: {vv: [0, 1]}}}", "vv"),
+     ("judges: {more: {intercept: 0, terms: {vv: [0, 0, 1]}}}", "vv"), ("a: [", "YAML"), ("", "names and values"),
+     ("- 1", "names and values"), ("min_px: many", "min_px"), ("worst: 2.5", "worst"), ("accuse: null", "accuse")],
 )  # fmt: skip
 def test_a_rule_that_cannot_be_is_refused(tmp_path, change, words):
     path = tmp_path / "rule.yaml"
@@ -391,12 +396,92 @@ def test_a_blind_review_is_written_and_read_back(run, tmp_path):
         write_review(result, store, maps, sheet.parent)
 
 
+VERDICTS = ("label too small", "label too small", "model wrong", "undecidable")
+KEY = {
+    f"00{i}": {"chip_id": f"c{i}", "A": "label", "B": "prediction", "sample": "candidate", "verdict": verdict}
+    for i, verdict in enumerate(VERDICTS, start=1)
+}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("chip,answer\n001,C\n", "Line 2.*'C'"), ("chip,answer\n999,A\n", "999"), ("chip;answer\n", "answer")],
-)
+    [("chip,answer\n001,C\n", "Line 2.*'C'"), ("chip,answer\n999,A\n", "999"), ("chip;answer\n", "answer"),
+     ("", "answer"), ("chip,answer,note\n001,A,\xe9\n", "UTF-8"), ("chip,answer\n1,A\n\n001,B\n", "Line 4.*line 2")],
+)  # fmt: skip
 def test_answers_that_cannot_be_read_are_refused(tmp_path, text, words):
-    (tmp_path / "review.csv").write_text(text)
-    (tmp_path / "review_key.json").write_text('{"001": {"A": "label", "B": "prediction"}}')
+    (tmp_path / "review.csv").write_text(text, encoding="latin-1")
+    (tmp_path / "review_key.json").write_text(json.dumps(KEY))
     with pytest.raises(InputError, match=words):
         read_review(tmp_path)
+
+
+def test_answers_are_counted_by_sample_and_verdict_and_notes_may_hold_commas(tmp_path, capsys):
+    sheet = 'chip,answer,note\n001,B,a cloud, or snow\n002,A,"quoted, too"\n003,both,\n004,B,\n'
+    (tmp_path / "review.csv").write_text(sheet)
+    (tmp_path / "review_key.json").write_text(json.dumps(KEY))
+    found = read_review(tmp_path)
+    assert found["note"].tolist() == ["a cloud, or snow", "quoted, too", "", ""]
+    # Where the audit itself does not decide, nobody agrees or differs.
+    assert found["agrees"].tolist() == [True, False, True, None]
+    counts = agreement(found).set_index("verdict")
+    assert counts.loc["label too small", ["answered", "agree", "differ", "share"]].tolist() == [2, 1, 1, 0.5]
+    assert counts.loc["undecidable", "answered"] == 1 and np.isnan(counts.loc["undecidable", "share"])
+    whole = counts.loc["all that call the label wrong"]
+    assert whole["share"] == 0.5 and (whole["low"], whole["high"]) == pytest.approx((0.0945, 0.9055), abs=1e-3)
+    assert cli.main(["audit", "--answers", str(tmp_path)]) == 0
+    assert "all that call the label wrong" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "answers.csv")["chip_id"].tolist() == ["c1", "c2", "c3", "c4"]
+
+
+@pytest.fixture
+def record_script(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("audit_record")
+
+
+def test_a_moved_label_leaves_the_chip_where_it_crosses_the_edge(record_script, monkeypatch):
+    mask = np.zeros((6, 7), bool)
+    mask[0, 1] = mask[5, 6] = True
+    assert np.argwhere(record_script.shifted(mask, -1, -2)).tolist() == [[4, 4]]
+    assert np.argwhere(record_script.shifted(mask, 2, 0)).tolist() == [[2, 1]]
+    own = np.zeros((224, 224), bool)
+    own[100:140, :30] = True
+    lake = type("Lake", (), {"lake_id": "x", "area_at": np.ones((224, 224)), "area_ha": 1.0})()
+    monkeypatch.setattr(record_script, "planted", lambda *of: [(lake, own, "", 1.0)])
+    monkeypatch.setattr(record_script, "overlap", lambda *of: (np.s_[:, :], np.s_[:, :]))
+    monkeypatch.setattr(record_script, "MOVED_SHARE", 1.0)
+    for seed in range(6):
+        label, weight, moved = record_script.plant("ile_alatau_43N_5000_6000_2022", seed)
+        assert not label[:, 60:].any() and label.any() and (moved == (label | own)).all()
+        assert (weight[own] == 0).all()
+
+
+def test_the_ceiling_is_that_of_the_labels_at_hand(run):
+    store, maps, _ = run({name: CASES[name] for name in ("agree", "small", "empty")})
+    table = pd.DataFrame({"block": ["a", "b", "c"]})
+    found = label_ceiling(store, maps, truth, table)
+    big, small = square(BIG).sum(), square(SMALL).sum()
+    assert found.value == (big + small) / (2 * big) and found.n == 3 and "2 of 3" in found.reason
+
+
+def test_judges_are_learned_by_direction_and_reported_with_intervals(run, record_script):
+    rng = np.random.default_rng(0)
+    n = 400
+    pieces = pd.DataFrame({name: rng.normal(size=n) for name in EVIDENCE})
+    pieces["direction"], pieces["block"] = np.where(np.arange(n) % 2, "more", "less"), [f"{i % 40}" for i in range(n)]
+    pieces["right"] = (pieces["mndwi"] * np.where(pieces["direction"] == "more", 1, -1) + rng.normal(size=n) / 2) > 0
+    pieces["weight"] = 1.0
+    judges, held_out = record_script.learn(RULE, Findings(pieces, pd.DataFrame()))
+    assert judges["more"].terms["mndwi"][2] > 1 and judges["less"].terms["mndwi"][2] < -1
+    assert ((held_out > 0.5) == pieces["right"]).mean() > 0.8
+    store, maps, result = run()
+    moved = square(BIG) | CASES["moved"].label
+    weights = {
+        name: (np.where(moved, 0.0 if name == "moved" else 1.0, 1.0), moved & (name == "moved")) for name in CASES
+    }
+    found = against_truth(result, store, maps, truth, lambda chip: weights[chip.chip_id])
+    made = record_script.report(found, result.verdicts, {})
+    # Moved labels weigh nothing; the verdict on them still has a share.
+    assert made["verdicts"]["label shifted"]["value"] == 1.0 and made["recall"]["shifted"]["value"] == 1.0
+    assert {"value", "low", "high", "n", "reason"} == set(made["precision"]["more"])
+    assert made["pieces"] == len(result.pieces) and made["compared"]["oracle"]["precision"]["value"] == 1.0

@@ -119,7 +119,7 @@ def test_a_plain_list_column_is_read_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm", ["missing", "truncated", "text", "columns", "short", "sum", "negative", "twice", "version"]
+    "harm", ["missing", "null", "truncated", "text", "columns", "short", "sum", "negative", "twice", "version"]
 )
 def test_damaged_tables_are_refused_in_one_sentence(tmp_path, harm: str):
     path = tmp_path / "t.parquet"
@@ -132,6 +132,8 @@ def test_damaged_tables_are_refused_in_one_sentence(tmp_path, harm: str):
     if harm == "version":
         arrow = pq.read_table(path)
         pq.write_table(arrow.replace_schema_metadata({scores._METADATA: b'{"version": 2}'}), path)
+    if harm == "null":
+        table.assign(block=None).to_parquet(path)
     if harm == "missing":
         path.unlink()
     elif harm == "truncated":

@@ -85,7 +85,7 @@ class AuditRule:
         min_px: smallest piece.
         accuse: probability from which the label is called wrong.
         acquit: probability up to which the model is called wrong; between the two a piece is undecidable.
-        worst: candidates from each tail, the largest pieces of each direction.
+        worst: candidates, the chips with the largest pieces, taken from the two directions in turn.
         control: chips drawn at random from the rest, to see what the candidates do not show.
         seed: of the draw, and of the review sheet's shuffling.
         tuned_on: seed of the simulated world that the rule was tuned on, and that no figure is reported of.
@@ -109,6 +109,8 @@ class AuditRule:
             raise ConfigError("An audit rule needs tolerance_px, worst and control at or above 0, and min_px above 0.")
         if not 0 <= self.acquit <= self.accuse <= 1:
             raise ConfigError(f"An audit rule needs 0 <= acquit <= accuse <= 1, not {self.acquit} and {self.accuse}.")
+        if unknown := set(self.judges) - {MORE, LESS}:
+            raise ConfigError(f"An audit rule has judges {MORE} and {LESS}, not {', '.join(map(str, unknown))}.")
 
     @classmethod
     def read(cls, name: str | os.PathLike[str] = "audit", **changes: Any) -> AuditRule:
@@ -119,18 +121,28 @@ class AuditRule:
             changes: fields that differ.
 
         Raises:
-            ConfigError: a key is unknown, or a judge lacks evidence or names other.
+            ConfigError: it is no YAML of names and values, a key is unknown, a value is of another type, or a judge
+                lacks a number or names evidence that does not exist.
         """
         path = paths.config(name)
-        values = {**yaml.safe_load(path.read_text(encoding="utf-8")), **changes}
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The audit rule {path} is no YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"The audit rule {path} must hold names and values (threshold: 0.5, ...).")
+        values = {**given, **changes}
         if unknown := set(values) - set(cls.__dataclass_fields__):
             raise ConfigError(f"The audit rule {path} has no field {', '.join(sorted(unknown))}.")
-        judges = {}
-        for direction, judge in values.get("judges", {}).items():
-            if direction not in (MORE, LESS) or not set(judge["terms"]) <= set(EVIDENCE):
-                raise ConfigError(f"The judge {direction!r} of {path} must weigh {', '.join(EVIDENCE)}, nothing else.")
-            judges[direction] = Judge(judge["intercept"], {k: tuple(v) for k, v in judge["terms"].items()})
-        return cls(**{**values, "judges": judges})
+        for key, value in values.items():
+            whole = key not in ("threshold", "accuse", "acquit")
+            if key != "judges" and not (_is_number(value) and (isinstance(value, int) or not whole)):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigError(f"The field {key} of the audit rule {path} is {value!r}; it must be {kind}.")
+        judges = values.get("judges") or {}
+        if not isinstance(judges, dict):
+            raise ConfigError(f"The judges of the audit rule {path} must stand under {MORE} and {LESS}.")
+        return cls(**{**values, "judges": {d: _judge(judge, f"{d!r} of {path}") for d, judge in judges.items()}})
 
     def __str__(self) -> str:
         lines = [f"{name} = {value}" for name, value in vars(self).items() if name != "judges"]
@@ -138,6 +150,26 @@ class AuditRule:
             weights = ", ".join(f"{name} {weight:+.2f}" for name, (_, _, weight) in judge.terms.items())
             lines.append(f"judge of pieces where the prediction sees {direction}: {judge.intercept:+.2f}, {weights}")
         return "\n".join(lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def _judge(given: Any, name: str) -> Judge:
+    """A judge from its part of a configuration; ``name`` is for the sentence that refuses another one."""
+    terms = given.get("terms") if isinstance(given, dict) else None
+    if not isinstance(terms, dict) or not set(terms) <= set(EVIDENCE) or not _is_number(given.get("intercept")):
+        raise ConfigError(
+            f"The judge {name} needs an intercept, and terms that weigh {', '.join(EVIDENCE)}, nothing else."
+        )
+    for term, numbers in terms.items():
+        good = isinstance(numbers, list | tuple) and len(numbers) == 3 and all(map(_is_number, numbers))
+        if not good or numbers[1] <= 0:
+            raise ConfigError(
+                f"The judge {name} gives {term} {numbers}; it takes three numbers: mean, scale above 0, weight."
+            )
+    return Judge(given["intercept"], {term: tuple(numbers) for term, numbers in terms.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 import os
@@ -17,7 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cryosentinel.errors import InputError
-from cryosentinel.evaluation.audit import CANDIDATE, CONTROL, LABEL_VERDICTS, Audit, sample_positions
+from cryosentinel.evaluation.audit import (
+    CANDIDATE,
+    CONTROL,
+    LABEL_VERDICTS,
+    UNDECIDABLE,
+    Audit,
+    sample_positions,
+)
 from cryosentinel.evaluation.audit_pieces import maps_of
 from cryosentinel.evaluation.evaluate import Store
 from cryosentinel.evaluation.probability_maps import ProbabilityMaps
@@ -63,8 +71,22 @@ def _png(panels: list[np.ndarray]) -> str:
 def answered(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a review with answers."""
     path = Path(folder, ANSWERS)
-    lines = path.read_text(encoding="utf-8-sig").splitlines()[1:] if path.is_file() else []
-    return any(line.split(",")[1:2] not in ([""], []) for line in lines)
+    return path.is_file() and any(entry.get("answer", "") for _, entry in _entries(path)[1])
+
+
+def _entries(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a sheet of answers, and its lines with their numbers: column -> text.
+
+    People type commas into the last column without quotes: what is beyond it belongs to it.
+    """
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        columns = [name.strip() for name in next(reader, [])]
+        last = len(columns) - 1
+        lines = [(reader.line_num, [*words[:last], ",".join(words[last:])]) for words in reader if words and columns]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); save it as CSV in UTF-8.") from None
+    return columns, [(n, {k: w.strip() for k, w in zip(columns, words, strict=False)}) for n, words in lines]
 
 
 def write_review(result: Audit, store: Store, maps: ProbabilityMaps, folder: str | os.PathLike[str]) -> Path:
@@ -122,11 +144,12 @@ def read_review(folder: str | os.PathLike[str]) -> pd.DataFrame:
 
     Returns:
         One row an answered chip: chip, chip_id, sample, verdict (the audit's), answer, ``fits`` (label, prediction,
-        both, neither or ?), ``agrees`` (with the audit: the label is wrong or not; missing where the answer does not
-        decide), note.
+        both, neither or ?), ``agrees`` (with the audit: the label is wrong or not; missing where the answer or the
+        audit does not decide), note.
 
     Raises:
-        InputError: a file is missing, a chip is not of this review, or an answer is none of :data:`CHOICES`.
+        InputError: a file is missing or not text in UTF-8, a chip is not of this review or answered twice, or an answer
+            is none of :data:`CHOICES`.
     """
     import pandas as pd
 
@@ -134,14 +157,20 @@ def read_review(folder: str | os.PathLike[str]) -> pd.DataFrame:
     if not (folder / ANSWERS).is_file():
         raise InputError(f"There is no {folder / ANSWERS}; write a review first: cryosentinel audit --review.")
     key = read_json(folder / KEY)
-    answers = pd.read_csv(folder / ANSWERS, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if missing := {"chip", "answer"} - set(answers.columns):
+    columns, entries = _entries(folder / ANSWERS)
+    if missing := {"chip", "answer"} - set(columns):
         raise InputError(f"{folder / ANSWERS} has no column {', '.join(sorted(missing))}; keep its first line.")
-    rows = []
-    for line, entry in enumerate(answers.to_dict("records"), start=2):
-        name, answer = entry["chip"].strip().zfill(3), entry["answer"].strip()
+    rows: list[dict[str, object]] = []
+    first: dict[str, int] = {}
+    for line, entry in entries:
+        name, answer = entry["chip"].zfill(3), entry.get("answer", "")
         if not answer:
             continue
+        if name in first:
+            raise InputError(
+                f"Line {line} of {folder / ANSWERS} answers chip {name} again (line {first[name]} does); keep one."
+            )
+        first[name] = line
         if name not in key:
             raise InputError(f"Line {line} of {folder / ANSWERS} names chip {name!r}, which is not of this review.")
         given = answer
@@ -151,10 +180,40 @@ def read_review(folder: str | os.PathLike[str]) -> pd.DataFrame:
         about = key[name]
         fits = about.get(answer, answer)
         wrong = {PREDICTION: True, "neither": True, LABEL: False, "both": False}.get(fits)
-        agrees = None if wrong is None else wrong == (about["verdict"] in LABEL_VERDICTS)
+        decided = wrong is not None and about["verdict"] != UNDECIDABLE
+        agrees = wrong == (about["verdict"] in LABEL_VERDICTS) if decided else None
         rows.append(
             {"chip": name, **{k: about[k] for k in ("chip_id", "sample", "verdict")}, "answer": answer, "fits": fits,
              "agrees": agrees, "note": entry.get("note", "")}
         )  # fmt: skip
-    columns = ["chip", "chip_id", "sample", "verdict", "answer", "fits", "agrees", "note"]
-    return pd.DataFrame(rows, columns=columns)
+    names = ["chip", "chip_id", "sample", "verdict", "answer", "fits", "agrees", "note"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def agreement(answers: pd.DataFrame) -> pd.DataFrame:
+    """How often a reviewer agrees with the audit, by sample and verdict.
+
+    Args:
+        answers: from :func:`read_review`.
+
+    Returns:
+        A row for each sample and verdict, and for "all" verdicts of a sample that call the label wrong, which is the
+        audit's precision there: answered, agree, differ, share (of those that decide; not a number without one), low
+        and high (Wilson's 95 % interval: few chips, each its own place or nearly).
+    """
+    import pandas as pd
+
+    accused = answers[answers["verdict"].isin(LABEL_VERDICTS)]
+    rows = []
+    for of in (answers, accused.assign(verdict="all that call the label wrong")):
+        for (sample, verdict), group in of.groupby(["sample", "verdict"]):
+            said = group["agrees"].dropna().astype(bool)
+            n, agree = len(said), int(said.sum())
+            share, z = agree / n if n else np.nan, 1.959964
+            middle = (share + z**2 / (2 * n)) / (1 + z**2 / n) if n else np.nan
+            half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n) if n else np.nan
+            rows.append(
+                {"sample": sample, "verdict": verdict, "answered": len(group), "agree": agree, "differ": n - agree,
+                 "share": share, "low": middle - half, "high": middle + half}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["sample", "verdict", "answered", "agree", "differ", "share", "low", "high"])

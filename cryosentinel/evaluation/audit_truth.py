@@ -72,16 +72,17 @@ class Findings:
     pieces: pd.DataFrame
     errors: pd.DataFrame
 
-    def precision(self, accused: np.ndarray, direction: str | None = None) -> Estimate:
-        """Share of accusations that are right, weighted, with its interval over blocks.
+    def precision(self, accused: np.ndarray, direction: str | None = None, weighted: bool = True) -> Estimate:
+        """Share of accusations that are right, with its interval over blocks.
 
         Args:
             accused: (pieces,) bool.
             direction: only of this one.
+            weighted: to natural shares; else every piece counts alike, those of moved labels, which weigh nothing, too.
         """
         chosen = accused & self._is(self.pieces, direction)
         of = self.pieces[chosen]
-        weight = of["weight"].to_numpy(dtype=float)
+        weight = of["weight"].to_numpy(dtype=float) if weighted else np.ones(len(of))
         return ratio_of_sums(of["right"].to_numpy(dtype=float) * weight, weight, of["block"].to_numpy(), weight)
 
     def found(self, accused: np.ndarray) -> np.ndarray:
@@ -202,8 +203,10 @@ def rivals(pieces: pd.DataFrame, chips: pd.DataFrame) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def shown(found: Estimate | Mapping[str, Any]) -> str:
-    """An estimate, or the record of one, as text: the value and its interval where there is one."""
+def shown(found: Estimate | Mapping[str, Any] | float) -> str:
+    """An estimate, the record of one, or a number, as text: the value and its interval where there is one."""
+    if isinstance(found, float):
+        return f"{found:.2f}"
     of = found.as_dict() if isinstance(found, Estimate) else found
     if of["value"] is None:
         return "undefined"

@@ -222,6 +222,8 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
             raise InputError(
                 f"The score table {path} is of version {version}, and this program reads {VERSION}; {again}."
             )
+        if empty := [name for name in COLUMNS if arrow.column(name).null_count]:
+            raise ValueError(f"values of {', '.join(empty)} are missing")
         table = arrow.select(list(_KEYS)).to_pandas()
         counted = np.zeros(len(table), np.int64)
         for name in ("lake", "background"):
