@@ -9,6 +9,8 @@ from __future__ import annotations
 LABEL = "#E69F00"
 PREDICTION = "#CC79A7"
 TRUTH = "#56B4E9"
+NETWORK = PREDICTION
+BASELINE = "#0072B2"
 PUBLISHED = "#666666"  # figures that were not found here
 
 #: For whatever else stands side by side; the first three mean nothing of the above.
@@ -18,13 +20,14 @@ PROBABILITY = "cividis"
 
 
 def of_layer(name: str, number: int) -> str:
-    """The colour of a layer of outlines: that of its meaning, else one of those without a meaning.
+    """The colour of a layer of outlines or of a line: that of its meaning, else one of those without a meaning.
 
     Args:
-        name: of the layer; its meaning is told by the words predicted, prediction, label and truth.
-        number: of the layer on its map, from 0.
+        name: its meaning is told by the words predicted, prediction, soup, network, label and truth.
+        number: of the layer on its map or in its figure, from 0.
     """
-    for word, colour in (("predict", PREDICTION), ("label", LABEL), ("truth", TRUTH)):
+    meanings = {"predict": PREDICTION, "soup": NETWORK, "network": NETWORK, "label": LABEL, "truth": TRUTH}
+    for word, colour in meanings.items():
         if word in name.lower():
             return colour
     return SERIES[number % 3]

@@ -58,6 +58,11 @@ REGIONS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
+def region_name(region: str) -> str:
+    """A region's name as people write it: "Ile Alatau" for ile_alatau."""
+    return {"hma_other": "Other High Asia", "tien_shan_full": "Tien Shan"}.get(region, region.replace("_", " ").title())
+
+
 def inventory_year(snapshot_year: int) -> int:
     """The inventory that labels a snapshot: 2016 before 2019, 2022 from then on."""
     return INVENTORY_YEARS[0] if snapshot_year < 2019 else INVENTORY_YEARS[1]

@@ -67,7 +67,7 @@ def test_regions_distribution_and_reliability_also_without_lakes(lake):
 
 def test_regions_mark_published_figures_only_where_there_are_any():
     figure = plots.region_bars({"label": estimate_by(table(), "region")}, "simulated")
-    assert "ile_alatau (n = 3)" in texts(figure)
+    assert "Ile Alatau (3)" in texts(figure)
     (points,) = (line for line in figure.axes[0].lines if line.get_marker() == "D")
     assert len(points.get_xdata()) == 1  # none for the Karakoram's test split
 
@@ -77,10 +77,10 @@ def test_estimates_without_intervals_say_why():
         name: Estimate(v, None, None, 9, 5, 3, "3 of 5 split blocks hold lake")
         for name, v in (("a", 0.5), ("soup", 0.6))
     }
-    assert "3 of 5 split blocks hold lake" in texts(plots.snapshots_vs_soup(bare, "simulated"))
+    assert "only 3 split blocks hold a lake" in texts(plots.snapshots_vs_soup(bare, "simulated"))
     whole = {"soup": Estimate(0.6, 0.5, 0.7, 9, 50, 30), "MNDWI": Estimate(0.3, 0.2, 0.4, 9, 50, 30)}
     shown = texts(plots.comparison(whole, "simulated", {"U-Net": 0.91}))
-    assert "U-Net (published, other data)" in shown and "soup (simulated)" in shown and "0.600" in shown
+    assert "U-Net (published, other data)" in shown and "this study's network" in shown and "0.600" in shown
 
 
 def test_training_curves_skip_missing_values():
@@ -112,3 +112,25 @@ def test_the_cover_shows_a_middling_chip_among_those_with_much_lake():
         scored.at[i, "lake"] = np.zeros(BINS, np.int64)
     with pytest.raises(InputError, match="lake"):
         cover_chip(scored)
+
+
+def test_pictures_are_as_bright_as_what_they_show_and_grey_stays_grey():
+    from cryosentinel.data.chip_plots import DARKEST_WHITE, composite
+
+    s2 = np.full((12, 10, 10), 1000, np.int16)
+    s2[:, 0] = 0
+    shown = composite(s2)
+    assert (shown[0] == 0).all(), "no data is black"
+    assert np.ptp(shown[1:]) == 0 and shown[5, 5, 0] == pytest.approx((1000 / DARKEST_WHITE) ** (1 / 1.8), abs=1e-5)
+    s2[:, 1:] *= 9
+    assert (composite(s2)[1:] == 1).all() and composite(s2, white=20000.0)[5, 5, 0] < 1
+    assert (composite(np.zeros_like(s2)) == 0).all()
+
+
+def test_regions_and_chips_have_names_for_people():
+    from cryosentinel.evaluation.tables import short_name
+    from cryosentinel.sensors import REGIONS, region_name
+
+    assert region_name("ile_alatau") == "Ile Alatau" and not [r for r in REGIONS if "_" in region_name(r)]
+    assert short_name("ile_alatau_43N_73808_476000_2022") == "Ile Alatau 2022, 73808/476000"
+    assert short_name("282D_485L_3_3") == "282D_485L_3_3"

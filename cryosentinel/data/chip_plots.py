@@ -8,32 +8,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel import colours
-from cryosentinel.sensors import PIXEL_SIZE_M, S2_BANDS
+from cryosentinel.sensors import PIXEL_SIZE_M, S2_BANDS, region_name
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+RGB = ("B04", "B03", "B02")
+#: White is the reflectance x 10,000 that few pixels pass, and at least this: a chip in shadow stays a dark one.
+DARKEST_WHITE = 2000.0
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ccbb44", "test": "#ee6677", "buffer": "#bbbbbb"}
 
 
-def composite(s2: np.ndarray, bands: Sequence[str] = ("B04", "B03", "B02")) -> np.ndarray:
-    """An RGB picture of a chip, stretched between its 2nd and 98th percentiles.
+def composite(s2: np.ndarray, bands: Sequence[str] = RGB, white: float | None = None) -> np.ndarray:
+    """Three bands as the eye would see them, shadows lifted.
+
+    Black is no light and white is one for the three bands: a black point, or a white point for each band, would make
+    grey rock colourful.
 
     Args:
-        s2: (12, H, W) reflectance x 10,000; pixels with all bands 0 are drawn black and left out of the stretch.
+        s2: (12, H, W) reflectance x 10,000; pixels with all bands 0 are drawn black and do not count.
         bands: for red, green and blue.
+        white: reflectance x 10,000 that becomes white; by default the 99th percentile of the picture.
 
     Returns:
         (H, W, 3) float32 in 0..1.
     """
     rgb = np.stack([s2[S2_BANDS.index(b)] for b in bands], axis=-1).astype(np.float32)
-    seen = rgb[(s2 > 0).any(axis=0)]
-    if not len(seen):
-        return np.zeros_like(rgb)
-    # One stretch for the three bands, so that the colours keep their balance.
-    low, high = np.percentile(seen, [2, 98])
-    return np.clip((rgb - low) / max(high - low, 1.0), 0, 1)
+    if white is None:
+        seen = rgb[(s2 > 0).any(axis=0)]
+        white = max(float(np.percentile(seen, 99)) if len(seen) else 0.0, DARKEST_WHITE)
+    return np.clip(rgb / white, 0, 1) ** np.float32(1 / 1.8)
 
 
 def hillshade(elevation: np.ndarray, azimuth: float = 315.0, altitude: float = 45.0) -> np.ndarray:
@@ -71,7 +76,9 @@ def example_chips(store: Any, rows: Sequence[int], count: int, truth: Any = None
     shares = store.index["water_frac"].to_numpy()[candidates]
     lakes = candidates[shares > 0.002] if (shares > 0.002).any() else candidates
     chosen = np.random.default_rng(seed).permutation(lakes)[:count]
-    figure, axes = plt.subplots(len(chosen), 4, figsize=(12, 3.1 * len(chosen)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(chosen), 4, figsize=(8, 0.6 + 1.95 * len(chosen)), squeeze=False, layout="constrained"
+    )
     for line, row in zip(axes, chosen, strict=True):
         chip = store[int(row)]
         line[0].imshow(composite(chip.s2))
@@ -83,10 +90,10 @@ def example_chips(store: Any, rows: Sequence[int], count: int, truth: Any = None
             if truth is not None:
                 outline(ax, truth[chip.chip_id].lake, colours.TRUTH, "known truth")
             ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(f"{chip.region}\n{chip.snapshot_year}", fontsize=9)
-    for ax, title in zip(axes[0], ("true colour", "B12, B08, B03", "VV, -25 to 0 dB", "relief"), strict=True):
+        line[0].set_ylabel(f"{region_name(chip.region)}\n{chip.snapshot_year}", fontsize=9)
+    for ax, title in zip(axes[0], ("true colour", "B12, B08, B03", "radar VV", "relief"), strict=True):
         ax.set_title(title, fontsize=10)
-    axes[0, 0].legend(loc="lower left", fontsize=8, framealpha=0.8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=10, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -99,7 +106,7 @@ def split_map(index: pd.DataFrame, splits: np.ndarray) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     for name, colour in SPLIT_COLOURS.items():
         here = index[splits == name]
         if len(here):

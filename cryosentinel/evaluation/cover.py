@@ -10,7 +10,7 @@ from cryosentinel import colours
 from cryosentinel.errors import InputError
 from cryosentinel.evaluation.metrics import chip_iou
 from cryosentinel.evaluation.scores import histograms
-from cryosentinel.sensors import S2_BANDS
+from cryosentinel.sensors import region_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,12 +53,12 @@ def cover(
     """
     import matplotlib.pyplot as plt
 
-    from cryosentinel.data.chip_plots import outline
+    from cryosentinel.data.chip_plots import composite, outline
 
     i = cover_chip(table, threshold)
     chip = store[int(maps.rows[i])]
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4.1), layout="constrained")
-    colour = _as_seen(chip.s2)
+    figure, axes = plt.subplots(1, 3, figsize=(8, 3.3), layout="constrained")
+    colour = composite(chip.s2)
     axes[0].imshow(colour)
     axes[1].imshow(colour.mean(axis=2) * 0.7, cmap="gray", vmin=0, vmax=1)
     if truth is not None:
@@ -67,15 +67,9 @@ def cover(
     outline(axes[1], maps.water(i, threshold), colours.PREDICTION, f"prediction, p ≥ {threshold:g}")
     image = axes[2].imshow(maps.probability(i), cmap=colours.PROBABILITY, vmin=0, vmax=1)
     figure.colorbar(image, ax=axes[2], shrink=0.8, pad=0.02)
-    where = f"{chip.region.replace('_', ' ')}, {chip.snapshot_year}"
-    for ax, title in zip(axes, (f"{kind} scene: {where}", "lakes", "probability of lake"), strict=True):
+    where = f"{region_name(chip.region)} {chip.snapshot_year}"
+    for ax, title in zip(axes, (f"{where} ({kind})", "lakes", "probability of lake"), strict=True):
         ax.set(xticks=[], yticks=[])
-        ax.set_title(title, fontsize=11)
+        ax.set_title(title, fontsize=10)
     figure.legend(*axes[1].get_legend_handles_labels(), fontsize=10, loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def _as_seen(s2: np.ndarray) -> np.ndarray:
-    """True colour with shadows lifted and the balance of its colours kept, (H, W, 3) in 0..1."""
-    rgb = np.stack([s2[S2_BANDS.index(band)] for band in ("B04", "B03", "B02")], axis=-1).astype(np.float32)
-    return np.clip(rgb / max(float(np.percentile(rgb, 99)), 1.0), 0, 1) ** (1 / 1.8)

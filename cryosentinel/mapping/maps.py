@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryosentinel import colours
+from cryosentinel.data.chip_plots import composite
 from cryosentinel.errors import InputError
 from cryosentinel.geo import chip_grid
 from cryosentinel.mapping.lakes import vectorise
-from cryosentinel.sensors import REFLECTANCE_SCALE, S2_BANDS
+from cryosentinel.sensors import REFLECTANCE_SCALE
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -65,10 +66,9 @@ def true_colour(s2: np.ndarray, brightest: float = 0.5) -> np.ndarray:
     Returns:
         (H, W, 4) uint8; pixels without data (all bands 0) are transparent.
     """
-    rgb = s2[[S2_BANDS.index(band) for band in ("B04", "B03", "B02")]].astype(np.float32)
-    rgb = np.clip(rgb / (REFLECTANCE_SCALE * brightest), 0, 1) ** (1 / 1.8)
-    alpha = (s2 != 0).any(axis=0)[None].astype(np.float32)
-    return np.rint(np.concatenate([rgb, alpha]) * 255).astype(np.uint8).transpose(1, 2, 0)
+    rgb = composite(s2, white=REFLECTANCE_SCALE * brightest)
+    alpha = (s2 != 0).any(axis=0)[..., None].astype(np.float32)
+    return np.rint(np.concatenate([rgb, alpha], axis=-1) * 255).astype(np.uint8)
 
 
 def on_web_grid(overlay: Overlay) -> tuple[np.ndarray, list[list[float]]]:

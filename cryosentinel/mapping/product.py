@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cryosentinel import paths
+from cryosentinel import colours, paths
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.scores import threshold_bin
 from cryosentinel.files import read_json, replacing, sha256, write_json, write_text
@@ -467,22 +467,24 @@ def _quicklook(
     height, width = colour.image.shape[:2]
     a, _, c, _, e, f = colour.transform[:6]
     extent = (c, c + a * width, f + e * height, f)
-    figure = Figure(figsize=(11, 11 * height / (2 * width) + 0.6), layout="constrained")
+    figure = Figure(figsize=(8, 8 * height / (2 * width) + 0.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     left.imshow(colour.image, extent=extent)
     right.imshow(colour.image, extent=extent, alpha=0.4)
     right.imshow(probability.image, extent=extent)
     if len(lakes):
-        lakes.boundary.plot(ax=left, color="#ff4e50", linewidth=0.8)
+        lakes.boundary.plot(ax=left, color=colours.PREDICTION, linewidth=1.2)
     gated = windows[windows["state"] == WINDOW_STATES[GATED]]
     if len(gated):
         gated.boundary.plot(ax=right, color="#888888", linewidth=0.3)
     left.set_title(f"{len(lakes)} lakes, {lakes['area_ha'].sum():.1f} ha", fontsize=10)
-    right.set_title(f"probability; {len(gated)} windows skipped by the gate (grey)", fontsize=10)
+    right.set_title(
+        "probability" + (f"; {len(gated)} windows skipped by the gate (grey)" if len(gated) else ""), fontsize=10
+    )
     for ax in (left, right):
         ax.set(xticks=[], yticks=[], xlabel="", ylabel="", xlim=extent[:2], ylim=extent[2:])
     with replacing(path) as part:
-        figure.savefig(part, dpi=110, metadata={"Software": None})
+        figure.savefig(part, dpi=140, metadata={"Software": None})
 
 
 def _page(

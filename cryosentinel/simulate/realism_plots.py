@@ -7,10 +7,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cryosentinel import colours
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIMULATED, _REFERENCE = "#1f77b4", "#7f7f7f"
+_SIMULATED, _REFERENCE = colours.SERIES[0], colours.PUBLISHED
+
+#: What each guard of :func:`cryosentinel.simulate.realism.guards` measures, in words.
+GUARDS = {
+    "colour_auc": "colour and radar tell water apart (AUC)",
+    "context_auc": "surroundings tell water apart (AUC)",
+    "colours_beyond_three": "colours beyond three directions",
+    "relief_auc": "relief alone finds lakes (AUC)",
+    "flat_ground": "flat ground that is no lake",
+    "other_water_number": "other water, share of bodies",
+    "other_water_area": "other water, share of area",
+    "empty_labels": "chips without a label",
+    "vv_vh_correlation": "correlation of VV and VH",
+}
 
 
 def draw_statistics(table: pd.DataFrame) -> Figure:
@@ -21,26 +36,25 @@ def draw_statistics(table: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    groups = [(name, part) for name, part in table.groupby("modality", sort=False)]
-    units = {"S2L2A": "reflectance x 10,000", "S1GRD": "dB", "DEM": "m"}
-    figure, axes = plt.subplots(
-        1,
-        len(groups),
-        figsize=(11, 3.6),
-        width_ratios=[max(len(part), 1.6) for _, part in groups],
-        layout="constrained",
-    )
-    for axis, (name, part) in zip(axes, groups, strict=True):
+    groups = dict(list(table.groupby("modality", sort=False)))
+    units = {"S2L2A": "Sentinel-2, reflectance x 10,000", "S1GRD": "Sentinel-1, dB", "DEM": "elevation, m"}
+    figure = plt.figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.subplot_mosaic([["S2L2A", "S2L2A"], ["S1GRD", "DEM"]])
+    for name, axis in axes.items():
+        part = groups.get(name)
+        if part is None:
+            axis.set_visible(False)
+            continue
         x = np.arange(len(part))
-        axis.errorbar(
-            x - 0.14, part["published_mean"], part["published_std"], fmt="s", color=_REFERENCE, label="published"
-        )
-        axis.errorbar(x + 0.14, part["mean"], part["std"], fmt="o", color=_SIMULATED, label="simulated")
+        published, own = (part["published_mean"], part["published_std"]), (part["mean"], part["std"])
+        axis.errorbar(x - 0.14, *published, fmt="s", color=_REFERENCE, label="published")
+        axis.errorbar(x + 0.14, *own, fmt="o", color=_SIMULATED, label="simulated")
         axis.set_xticks(x, part["band"])
         axis.set_xlim(-0.6, len(part) - 0.4)
-        axis.set_title(name)
-        axis.set_ylabel(units[name])
-    axes[0].legend(title="mean ± standard deviation")
+        axis.set_title(units[name], fontsize=10)
+        axis.grid(alpha=0.3, linewidth=0.6)
+    figure.suptitle("Mean ± standard deviation of each band", fontsize=10)
+    figure.legend(*next(iter(axes.values())).get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -52,9 +66,9 @@ def draw_slopes(samples: dict[str, np.ndarray]) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, slopes in samples.items():
-        axis.ecdf(slopes, label=f"{name} (median {np.median(slopes):.0f}°)")
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for (name, slopes), style in zip(samples.items(), ("-", "--", "-.", ":") * len(samples), strict=False):
+        axis.ecdf(slopes, linestyle=style, label=f"{name} (median {np.median(slopes):.0f}°)")
     axis.set(xlabel="slope at 90 m (degrees)", ylabel="share of ground", xlim=(0, 75))
     axis.legend()
     return figure
@@ -68,7 +82,7 @@ def draw_lake_sizes(simulated_ha: np.ndarray, real_ha: np.ndarray) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for name, areas, colour in (("mapped", real_ha, _REFERENCE), ("simulated", simulated_ha, _SIMULATED)):
         areas = np.asarray(areas)
         if not (areas > 0).any():
@@ -87,7 +101,7 @@ def draw_single_inputs(table: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
     part = table.sort_values("iou")
     axis.barh(part["input"], part["iou"], color=_SIMULATED)
     axis.set(xlabel="IoU against the truth at the best threshold", xlim=(0, 1))
@@ -102,14 +116,14 @@ def draw_guards(table: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7.5, 0.42 * len(table) + 1.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(table) + 1.1), layout="constrained")
     y = np.arange(len(table))[::-1]
     low, high = table["low"].astype(float).fillna(0), table["high"].astype(float).fillna(1)
     axis.barh(y, high - low, left=low, height=0.5, color="#d9d9d9", label="limits")
     axis.plot(table["value"], y, "o", color=_SIMULATED, label="simulated")
     for at, value in zip(y, table["value"], strict=True):
-        axis.annotate(f"{value:.2f}", (value, at), (6, 5), textcoords="offset points", fontsize=8)
-    axis.set_yticks(y, table["guard"].str.replace("_", " "))
+        axis.annotate(f"{value:.2f}", (value, at), (6, 5), textcoords="offset points", fontsize=9)
+    axis.set_yticks(y, [GUARDS.get(name, name.replace("_", " ")) for name in table["guard"]])
     axis.set(xlim=(0, 1), xlabel="share, correlation or area under the ROC curve")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -9,12 +9,13 @@ weights that the averaged set alone would be no honest baseline.
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cryosentinel import paths
+from cryosentinel import colours, paths
 from cryosentinel.errors import ConfigError
 from cryosentinel.files import read_json
 from cryosentinel.study.machine import machine
@@ -242,10 +243,10 @@ def table(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> p
         parameters = entries[f"compared_{name}_parameters"]["value"]
         variants = [entries.get(f"compared_{name}_val_iou_{which}") for which in ("averaged", "reestimated")]
         rows[names()[name]] = {
-            f"test IoU, {against} (95 %)": f"{score['value']:.3f} ({_span(score, '.3f')})",
-            "soup minus this (95 %)": "" if lead is None else f"{lead['value']:+.3f} ({_span(lead, '+.3f')})",
-            "val IoU, BatchNorm averaged / re-estimated": " / ".join(f"{v['value']:.3f}" for v in variants if v),
-            "million parameters": "" if parameters is None else f"{parameters / 1e6:.1f}",
+            f"test IoU, {against}": f"{score['value']:.3f} ({_span(score, '.3f')})",
+            "our network's lead": "" if lead is None else f"{lead['value']:+.3f} ({_span(lead, '+.3f')})",
+            "validation IoU*": " / ".join(f"{v['value']:.3f}" for v in variants if v),
+            "million weights": "" if parameters is None else f"{parameters / 1e6:.2g}",
             "seconds a chip": f"{entries[f'compared_{name}_seconds_a_chip']['value']:.2g}",
         }
     return pd.DataFrame(rows).T
@@ -257,13 +258,14 @@ def _span(entry: Mapping[str, Any], form: str) -> str:
 
 def verdict(entries: Mapping[str, Mapping[str, Any]], against: str = "truth") -> str:
     """Who is ahead of the study's soup, who behind, and from whom it cannot be told, by the intervals."""
-    groups: dict[str, list[str]] = {"ahead of the soup": [], "behind it": [], "not told apart from it": []}
+    ahead, behind, level = "Ahead of this study's network", "Behind it", "Not told apart from it"
+    groups: dict[str, list[str]] = {ahead: [], behind: [], level: []}
     for name, (_, lead) in _compared(entries, against).items():
         if lead is not None:
             known = lead["low"] is not None and (lead["low"] > 0 or lead["high"] < 0)
-            where = "not told apart from it" if not known else "behind it" if lead["value"] > 0 else "ahead of the soup"
+            where = level if not known else behind if lead["value"] > 0 else ahead
             groups[where].append(names()[name])
-    return "\n".join(f"{where}: {'; '.join(names) or 'none'}" for where, names in groups.items())
+    return "\n".join(f"{where}: {'; '.join(names) or 'none'}." for where, names in groups.items())
 
 
 def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "truth") -> Figure:
@@ -280,24 +282,25 @@ def plot(entries: Mapping[str, Mapping[str, Any]], kind: str, against: str = "tr
 
     scores = {name: score for name, (score, _) in _compared(entries, against).items()}
     order = sorted(scores, key=lambda name: scores[name]["value"])
-    height = 1.2 + 0.36 * len(order)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9.0, height), width_ratios=(3, 2), sharey=True, layout="constrained"
+        1, 2, figsize=(8, 1.4 + 0.42 * len(order)), width_ratios=(3, 2), sharey=True, layout="constrained"
     )
     for i, name in enumerate(order):
         group = 0 if name == OWN else 1 if name in NETWORKS else 2
         value, low, high = (scores[name][key] for key in ("value", "low", "high"))
         error = [[value - low], [high - value]] if low is not None else None
-        style = {"color": COLOURS[group], "marker": "oDs"[group]}
+        style = {"color": (colours.NETWORK, COLOURS[2], colours.BASELINE)[group], "marker": "Dso"[group]}
         left.errorbar(value, i, xerr=error, capsize=3, linewidth=1, **style)
         seconds = entries[f"compared_{name}_seconds_a_chip"]["value"]
         right.plot(seconds, i, linestyle="none", **style)
-        right.annotate(f"{seconds:.2g}", (seconds, i), textcoords="offset points", xytext=(6, -3), fontsize=8)
-    left.set_yticks(range(len(order)), [names()[name].partition(", gradient")[0] for name in order], fontsize=9)
+        right.annotate(f"{seconds:.2g}", (seconds, i), textcoords="offset points", xytext=(6, -3), fontsize=9)
+    left.set_yticks(
+        range(len(order)), [textwrap.fill(names()[name].partition(", gradient")[0], 28) for name in order], fontsize=9
+    )
     left.set(xlim=(0, 1), xlabel=f"global IoU, test, against the {against}")
-    right.set(xscale="log", xlabel="seconds a chip (log scale)")
+    right.set(xscale="log", xlabel="seconds a chip")
     right.margins(x=0.2)
     for ax in (left, right):
         ax.grid(alpha=0.3, linewidth=0.6)
-    figure.suptitle(f"{kind}; whiskers: 95 % over split blocks; thresholds from validation", fontsize=9)
+    figure.suptitle(f"Score and cost ({kind}). Whiskers: 95 % over split blocks", fontsize=10)
     return figure

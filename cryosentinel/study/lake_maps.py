@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cryosentinel import colours
 from cryosentinel.data.geotiff import Raster, read_geotiff, write_geotiff
 from cryosentinel.data.split import block_ids
 from cryosentinel.errors import InputError
@@ -243,17 +245,22 @@ def years_figure(place: PlaceScenes, years: Mapping[int, gpd.GeoDataFrame], titl
 
     from cryosentinel.mapping.maps import true_colour
 
-    figure, axes = plt.subplots(1, len(place.paths), figsize=(11, 3.4), layout="constrained", sharex=True, sharey=True)
-    for ax, (year, path) in zip(axes, place.paths.items(), strict=True):
+    rows = (len(place.paths) + 1) // 2
+    figure, axes = plt.subplots(
+        rows, 2, figsize=(7, 0.8 + 3.5 * rows), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    for ax in list(axes.flat)[len(place.paths) :]:
+        ax.set_visible(False)
+    for ax, (year, path) in zip(axes.flat, place.paths.items(), strict=False):
         scene = read_geotiff(path)
         a, _, c, _, e, f = scene.transform[:6]
         ax.imshow(true_colour(scene.s2), extent=(c, c + a * SIDE, f + e * SIDE, f))
-        for lakes, colour, width in ((place.truth[year], "#00c2ff", 1.6), (years[year], "#ff4e50", 0.9)):
+        for lakes, colour, width in ((place.truth[year], colours.TRUTH, 2.2), (years[year], colours.PREDICTION, 1.2)):
             if len(lakes):
                 lakes.to_crs(scene.crs).boundary.plot(ax=ax, color=colour, linewidth=width)
         ax.set(xticks=[], yticks=[], xlabel="", ylabel="", xlim=(c, c + a * SIDE), ylim=(f + e * SIDE, f))
         ax.set_title(str(year), fontsize=10)
-    handles = [plt.Line2D([], [], color=colour) for colour in ("#ff4e50", "#00c2ff")]
+    handles = [plt.Line2D([], [], color=colour) for colour in (colours.PREDICTION, colours.TRUTH)]
     figure.legend(handles, ["mapped", "truth"], loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -265,15 +272,20 @@ def growth_figure(lakes: pd.DataFrame, mapped: Changes, true: Changes, count: in
 
     several = lakes[lakes["true_identity"].notna() & (lakes["call"] != "seen once")]
     shown = several.iloc[np.argsort(several["call"] == "not compared", kind="stable")].head(count)
-    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), layout="constrained", sharex=True)
+    rows = max((len(shown) + 2) // 3, 1)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=(8, 0.7 + 2.2 * rows), layout="constrained", sharex=True, squeeze=False
+    )
     for ax, lake in zip(axes.flat, shown.itertuples(), strict=False):
         series = mapped.outlines[mapped.outlines["identity"] == lake.identity].sort_values("year")
         area = series["area_ha"]
         error = [np.maximum(area - series["area_low_ha"], 0), np.maximum(series["area_high_ha"] - area, 0)]
-        ax.errorbar(series["year"], area, error, fmt="o-", color="C3", capsize=3, label="mapped, 90 % interval")
+        ax.errorbar(
+            series["year"], area, error, fmt="o-", color=colours.PREDICTION, capsize=3, label="mapped, 90 % interval"
+        )
         known = true.outlines[true.outlines["identity"] == lake.true_identity].sort_values("year")
-        ax.plot(known["year"], known["area_ha"], "s--", color="C0", label="truth")
-        ax.set_title(f"lake {lake.identity}: {lake.call}", fontsize=8)
+        ax.plot(known["year"], known["area_ha"], "s--", color=colours.TRUTH, label="truth")
+        ax.set_title(textwrap.fill(f"lake {lake.identity}: {lake.call}", 26), fontsize=9)
     for ax in list(axes.flat)[len(shown) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
