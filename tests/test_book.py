@@ -27,7 +27,7 @@ from cryosentinel_figures import (  # noqa: E402
     preset,
     written,
 )
-from cryosentinel_pages import NO_DATA, SHOWN_LINES, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
+from cryosentinel_pages import NO_DATA, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
 
 from cryosentinel import paths  # noqa: E402
 
@@ -228,19 +228,18 @@ def test_the_first_map_of_a_chapter_is_shown(tmp_path):
         first_map(tmp_path / "c.ipynb")
 
 
-def test_parameters_and_long_cells_are_folded():
+def test_all_code_of_a_chapter_is_folded():
     cells = [{"cell_type": "code", "metadata": {"tags": tags}, "source": source} for tags, source in (
         (["parameters"], ["a = 1"]), (["injected-parameters"], "a = 2"),
-        ([], ["x\n"] * SHOWN_LINES), ([], ["x\n"] * (SHOWN_LINES + 1)),
-        (["remove-cell"], ["x\n"] * 40), (["hide-cell"], ["x\n"] * 40),
+        ([], ["x\n"]), (["remove-cell"], ["x\n"]), (["hide-cell"], ["x\n"]), (["hide-cell", "making"], ["x\n"]),
     )]  # fmt: skip
     source = [json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["x\n"] * 40}, *cells]})]
     fold_cells(None, "chapters/03_evaluate", source)
     metadata = [cell["metadata"] for cell in json.loads(source[0])["cells"]]
-    folded = [["parameters", "hide-input"], ["injected-parameters", "hide-input"], [], ["hide-input"], ["remove-cell"]]
-    assert [each.get("tags") for each in metadata] == [None, *folded, ["hide-cell"]]
+    folded = [["parameters", "hide-input"], ["injected-parameters", "hide-input"], ["hide-input"], ["remove-cell"]]
+    assert [each.get("tags") for each in metadata] == [None, *folded, ["hide-cell"], ["hide-cell", "making"]]
     labels = [each.get("mystnb", {}).get("code_prompt_show", "").split()[:1] for each in metadata]
-    assert labels == [[], ["Parameters,"], ["Parameters"], [], ["Code"], [], ["The"]]
+    assert labels == [[], ["Parameters,"], ["Parameters"], ["Code"], [], ["The"], ["What"]]
     page = ["# Title"]
     fold_cells(None, "intro", page)
     assert page == ["# Title"]

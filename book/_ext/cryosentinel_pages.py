@@ -81,11 +81,11 @@ def describe_images(app: Any, doctree: nodes.document) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- cells
 
-#: A chapter's cells of more lines are folded: figures and text come first, code is a click away.
-SHOWN_LINES = 6
 _HIDDEN = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
 #: What the line of a folded cell says, by its tags.
 LABELS = {
+    "making": "What was loaded or made",
+    "configuration": "The configuration of the run",
     "injected-parameters": "Parameters of this run",
     "parameters": "Parameters, and what they mean",
     "hide-cell": "The numbers",
@@ -94,7 +94,7 @@ LABELS = {
 
 
 def fold_cells(app: Any, docname: str, source: list[str]) -> None:
-    """Fold the cells of a chapter that hold parameters or much code."""
+    """Fold the code of a chapter: figures and text come first, code is a click away."""
     if not docname.startswith("chapters/"):
         return
     notebook = json.loads(source[0])
@@ -102,9 +102,7 @@ def fold_cells(app: Any, docname: str, source: list[str]) -> None:
         if cell["cell_type"] != "code":
             continue
         tags = cell["metadata"].setdefault("tags", [])
-        parameters = {"parameters", "injected-parameters"} & set(tags)
-        long = len("".join(cell["source"]).splitlines()) > SHOWN_LINES
-        if (parameters or long) and not _HIDDEN & set(tags):
+        if not _HIDDEN & set(tags):
             tags.append("hide-input")
         if label := next((words for tag, words in LABELS.items() if tag in tags), ""):
             cell["metadata"]["mystnb"] = {"code_prompt_show": label, "code_prompt_hide": label}

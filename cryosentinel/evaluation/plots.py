@@ -189,7 +189,7 @@ def _dots(ax: Axes, found: Mapping[str, Estimate], highlight: str | None) -> Non
         )  # fmt: skip
         ax.annotate(number(value.value), (value.value, i), textcoords="offset points", xytext=(0, 7), ha="center",
                     fontsize=9)  # fmt: skip
-    ax.set_yticks(range(len(found)), [named(name) for name in found])
+    ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.4, -0.6)
 
 

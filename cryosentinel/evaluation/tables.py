@@ -48,7 +48,8 @@ def short_name(chip_id: str) -> str:
 
 def words(name: Any) -> str:
     """A column's or a row's name in words, with its unit in brackets: "area_ha" is "area (ha)"."""
-    return " ".join(_WORDS.get(word, word) for word in str(name).replace("_", " ").split())
+    spaced = re.sub(r"(\d\.\d+)[_ ](\d\.\d+)", r"\1 to \2", str(name)).replace("_", " ")
+    return " ".join(_WORDS.get(word, word) for word in spaced.split())
 
 
 def number(value: float, digits: int = 3, signed: bool = False) -> str:
