@@ -459,7 +459,7 @@ def error_causes(found: Mapping[str, pd.DataFrame], kind: str) -> Figure:
         for (row, at), value in np.ndenumerate(share):
             text = "" if not value else f"{100 * value:.1f}" if value >= 0.0005 else "< 0.1"
             ax.text(at, row, text, ha="center", va="center", fontsize=9, color="white" if value > 0.2 else "black")
-        ax.set_xticks(range(len(causes)), [textwrap.fill(cause, 9) for cause in causes], fontsize=9)
+        ax.set_xticks(range(len(causes)), [textwrap.fill(cause, 10) for cause in causes], fontsize=9)
         ax.set_yticks(range(len(found)), [named(name) for name in found], fontsize=9)
         ax.set_title(f"{title}, pixels per 100 pixels of true lake ({kind})", fontsize=10)
     return figure

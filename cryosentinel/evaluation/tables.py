@@ -98,16 +98,22 @@ def show(
         frame = pd.DataFrame([dict(frame)])
     names = dict(names or {})
 
-    def cell(value: Any) -> str:
+    def cell(value: Any, places: int) -> str:
         if isinstance(value, bool) or type(value).__name__ == "bool_":
             return "yes" if value else "no"
         if value is None or value == "" or value != value or value in ("none", "nan"):
             return _MISSING
         if isinstance(value, int | float) or hasattr(value, "dtype"):
-            return number(float(value), 0 if float(value).is_integer() else digits)
+            return number(float(value), places)
         return str(value)
 
-    cells = frame.astype(object).map(cell)
+    def column(values: pd.Series) -> list[str]:
+        numbers = pd.to_numeric(values, errors="coerce").dropna()
+        places = 0 if (numbers % 1 == 0).all() else digits  # 1.00 beside 0.94, and 12 beside 7
+        return [cell(value, places) for value in values]
+
+    columns = [column(frame.iloc[:, i].astype(object)) for i in range(frame.shape[1])]
+    cells = pd.DataFrame(dict(enumerate(columns)), index=frame.index)
     cells.columns = [names.get(name, words(" ".join(name) if isinstance(name, tuple) else name)) for name in frame]
     # Years are no quantities: 2,017 is none.
     for old, new in zip(frame, cells.columns, strict=True):
