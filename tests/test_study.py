@@ -358,10 +358,10 @@ def test_the_page_on_a_network_of_your_own_compares_it_on_the_same_chips(
     titles = [comparison.names()[name] for name in names]
     assert list(comparison.table(entries).index) == titles and "two convolutions" in titles
     # Eight chips give no interval, so nobody can be called ahead.
-    assert "ahead of the soup: none" in comparison.verdict(entries)
+    assert "Ahead of this study's network: none." in comparison.verdict(entries)
     left, right = comparison.plot(entries, "simulated").axes
     best = max(names, key=lambda name: entries[f"compared_{name}_test_iou_truth"]["value"])
-    assert comparison.names()[best].startswith([label.get_text() for label in left.get_yticklabels()][-1])
+    assert comparison.names()[best].startswith(left.get_yticklabels()[-1].get_text().replace("\n", " "))
     assert len(right.texts) == 10
     with pytest.raises(ConfigError, match="band_mixer already"):
         comparison.add(replace(page["mixer"], title="another"))
@@ -376,8 +376,8 @@ def test_the_verdict_follows_the_intervals() -> None:
     entries["compared_soup_minus_ndwi_test_iou"] = entry(0.2, -0.1, 0.3)
     entries["compared_soup_minus_pixel_test_iou"] = entry(-0.2, -0.3, -0.1)
     assert comparison.verdict(entries, "label").splitlines() == [
-        "ahead of the soup: pixel classifier, gradient boosting, all bands", "behind it: MNDWI",
-        "not told apart from it: NDWI",
+        "Ahead of this study's network: pixel classifier, gradient boosting, all bands.", "Behind it: MNDWI.",
+        "Not told apart from it: NDWI.",
     ]  # fmt: skip
 
 
