@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -21,18 +21,22 @@ _TRUTH = ("true", "false", "yes", "no")
 
 
 def as_options(
-    words: Sequence[str], positions: Sequence[str] = (), many: bool = False, flags: Collection[str] = ()
+    words: Sequence[str],
+    positions: Sequence[str] = (),
+    lists: Collection[str] = (),
+    alone: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Every value with the name of its option (``--name=value``), configuration files first.
 
     So a value may begin with a minus, inputs can be given by name or by position, and options override files wherever
-    they stand; of two files the later one overrides the earlier.
+    they stand; of two files the later one overrides the earlier. Names may be written with dashes for underscores.
 
     Args:
         words: of a command line, after the command.
         positions: options that words without a name stand for, in this order; those given by name are left out.
-        many: the first of them is a list, and takes all such words.
-        flags: options that may stand without a value for true.
+        lists: options that are lists: they take all words up to the next option, and may be repeated. Where the first
+            position is one, it takes all words without a name.
+        alone: options that may stand without a value -> what they then mean, such as "true".
 
     Raises:
         ConfigError: an option lacks its value, a configuration file does not exist, or a word is one too many.
@@ -40,34 +44,43 @@ def as_options(
     files: list[str] = []
     options: list[str] = []
     loose: list[str] = []
+    several: dict[str, list[str]] = {}
+    alone = alone or {}
     left = list(words)
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+        option = name.removeprefix("--")
         if not word.startswith("-"):
             loose.append(word)
         elif word in _ALONE or word.endswith(".help"):
             options.append(word)
         else:
             if not equals:
-                if name.removeprefix("--") in flags and (not left or left[0].lower() not in _TRUTH):
-                    value = "true"
-                elif not left or left[0].startswith("--"):
+                ends = not left or left[0].startswith("--")
+                if option in alone and (ends or (alone[option] == "true" and left[0].lower() not in _TRUTH)):
+                    value = alone[option]
+                elif ends:
                     raise ConfigError(f"The option {name} needs a value.")
                 else:
                     value = left.pop(0)
             if name == "--bbox":  # four numbers, joined by commas or not
                 while value.count(",") < 3 and left and _NUMBER.fullmatch(left[0]):
                     value += f",{left.pop(0)}"
-            if many and name == f"--{positions[0]}" and not value.startswith("["):
-                value = json.dumps([value])
             if name == "--config":
                 files.append(f"--config={paths.config(value)}")
+            elif option in lists and not value.startswith("[") and value != "null":
+                several.setdefault(option, []).append(value)
+                while not equals and left and not left[0].startswith("-"):
+                    several[option].append(left.pop(0))
             else:
                 options.append(f"{name}={value}")
+    options += [f"--{option}={json.dumps(values)}" for option, values in several.items()]
     given = {option.partition("=")[0] for option in options}
     free = [position for position in positions if f"--{position}" not in given]
-    if many and positions[0] in free and loose and not loose[0].startswith("["):
+    if positions and positions[0] in free and positions[0] in lists and loose and not loose[0].startswith("["):
         loose = [json.dumps(loose)]
     if len(loose) > len(free):
         raise ConfigError(

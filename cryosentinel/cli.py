@@ -90,21 +90,37 @@ def _run(words: Sequence[str]) -> None:
 
         fit(rest)
         return
+    if name not in COMMANDS:
+        from cryosentinel.arguments import read
+
+        read(parser_of(), words)
+        return
+    function, values = call_of(name, rest)
+    function(**values)
+
+
+def call_of(name: str, words: Sequence[str]) -> tuple[Callable[..., None], dict[str, Any]]:
+    """The function of a subcommand, and the arguments that words stand for.
+
+    Args:
+        name: of the subcommand; any but ``fit``.
+        words: after it.
+
+    Raises:
+        ConfigError: the words cannot be used.
+    """
     from cryosentinel import commands
     from cryosentinel.arguments import as_options, instantiate, read
 
-    if name not in COMMANDS:
-        read(parser_of(), words)
-        return
     function = getattr(commands, name)
     required, every = _required(function), signature(function).parameters
     # Inputs go by position where the first ones are required, or where the first is a list that may be left out.
-    many = any("list" in str(p.annotation) for p in [*every.values()][:1])
-    positions = [*required] or [*every][: int(many)]
-    flags = [option for option, p in every.items() if p.annotation == "bool"]
+    lists = [option for option, p in every.items() if "list" in str(p.annotation)]
+    positions = [*required] or [option for option in [*every][:1] if option in lists]
+    alone = {option: "true" for option, p in every.items() if p.annotation == "bool"} | {"scheduler": "local"}
     parser = parser_of(name, function)
-    values = instantiate(parser, read(parser, [name, *as_options(rest, positions, many, flags)]))[name]
-    function(**{option: values[option] for option in every})
+    values = instantiate(parser, read(parser, [name, *as_options(words, positions, lists, alone)]))[name]
+    return function, {option: values[option] for option in every}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -389,7 +389,8 @@ def map(
             threshold and flips, else bounds come from the outlines' lengths.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
-        scheduler: address of a Dask scheduler, or local; one process without.
+        scheduler: address of a Dask scheduler, or local (also without a value) for processes of this machine; one
+            process without.
         workers: threads that read the images of a place where there is no cluster.
         s2_service: where Sentinel-2 of a place comes from another service.
         s1_service: where Sentinel-1 of a place comes from another service.
@@ -623,8 +624,9 @@ def ingest(
             correction.
         dem_service: where elevation comes from another service.
         check: read one item and one pixel of each modality, say what would be used, and write nothing.
-        scheduler: address of a Dask cluster; threads of this machine by default.
-        workers: threads where there is no cluster.
+        scheduler: address of a Dask scheduler, or local (also without a value) for processes of this machine; threads
+            by default.
+        workers: threads, or processes of a local cluster.
         allow_failed: write the dataset although some groups of chips could not be read.
         settings: collections, seasons, cloud and radar limits.
     """

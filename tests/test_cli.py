@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -177,6 +179,39 @@ def test_a_flag_may_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in ([], ["--force"], ["--force", "true"], ["--force=false"], ["--force", "--preset", "tiny"]):
         assert main(["study", *words]) == 0
     assert asked == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ingest r 2023 s --inventory a b --out x", {"inventory": [Path("a"), Path("b")], "out": Path("x")}),
+        ("ingest r 2023 s --inventory a --check --inventory=b", {"inventory": [Path("a"), Path("b")], "check": True}),
+        ("download chips --years 2022 2023 --regions pamir", {"years": [2022, 2023], "regions": ["pamir"]}),
+        ("map --data c --region r --year 2023 --n-chips 30", {"n_chips": 30, "scheduler": None}),
+        ("map a.tif --scheduler", {"scenes": ["a.tif"], "scheduler": "local"}),
+        ("map --scheduler --flips 2 --scenes a.tif b.tif", {"scenes": ["a.tif", "b.tif"], "scheduler": "local"}),
+        ("map a.tif --scheduler tcp://h-1:8786", {"scheduler": "tcp://h-1:8786"}),
+    ],
+)
+def test_lists_take_several_words_and_names_may_have_dashes(words: str, expected: dict) -> None:
+    name, *rest = words.split()
+    values = cli.call_of(name, rest)[1]
+    assert {option: values[option] for option in expected} == expected
+
+
+def test_every_command_of_book_and_readme_is_one() -> None:
+    """Parsed, not run: an option that a page names and that no longer exists is found here."""
+    from cryosentinel.training.config import parse
+
+    seen = set()
+    for page in [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]:
+        for block in re.findall(r"```[^\n]*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True) if line.startswith("cryosentinel ") else []
+                if words:
+                    parse({}, words[2:]) if words[1] == "fit" else cli.call_of(words[1], words[2:])
+                    seen.add(words[1])
+    assert {"ingest", "map", "fit", "evaluate", "change", "convert"} <= seen
 
 
 def test_a_full_disk_is_one_sentence_and_a_bug_keeps_its_traceback(

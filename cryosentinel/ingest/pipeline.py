@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import as_completed as as_threads_complete
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,9 @@ def ingest(
         bbox: west, south, east, north in degrees; the region's own box by default.
         s2_service, s1_service, dem_service: where a modality comes from another service.
         scheduler: address of a Dask scheduler whose workers build the groups (the package installed there, and S3 keys
-            where a service needs them); threads of this process by default. Chips come back over the cluster's
-            network: no shared disk is needed.
-        workers: threads.
+            where a service needs them), or "local" for processes of this machine; threads of this process by default.
+            Chips come back over the cluster's network: no shared disk is needed.
+        workers: threads, or processes of a local cluster.
         settings: everything else.
         allow_failed: finish without the groups of which a server stays down, instead of asking to run again.
         progress: show a progress bar.
@@ -124,8 +124,9 @@ def ingest(
     given = [inventory] if isinstance(inventory, (str, os.PathLike)) else inventory or []
     files = [Path(path) for path in given]
     lakes = read_inventory(files, year, box) if files else no_inventory()
+    # How often a failure is waited out changes no chip: who raises it goes on.
     identity = digest(
-        version=2, region=region, year=year, box=box, services=services, settings=settings,
+        version=2, region=region, year=year, box=box, services=services, settings=replace(settings, retries=0),
         inventory=sorted(sha256(file) for file in files),
     )  # fmt: skip
     with _disk(out):
@@ -195,13 +196,17 @@ def _pool(
         with ThreadPoolExecutor(workers) as threads:
             yield threads.submit, as_threads_complete, lambda: threads.shutdown(wait=False, cancel_futures=True)
         return
-    from distributed import Client, as_completed
+    from distributed import Client, LocalCluster, as_completed
 
-    try:
-        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise HubError(f"The Dask scheduler {scheduler} cannot be reached ({error}); check its address.") from None
-    with client, client.as_current():
+    with ExitStack() as opened:
+        where: Any = scheduler
+        if scheduler == "local":
+            where = opened.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
+        try:
+            client = opened.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise HubError(f"The Dask scheduler {scheduler} cannot be reached ({error}); check its address.") from None
+        opened.enter_context(client.as_current())
 
         def submit(function: Callable[..., Any], task: Task) -> Any:
             return client.submit(function, task, pure=False)
@@ -248,8 +253,8 @@ def _outcome(future: Any, scheduler: str | None) -> Result:
             raise
         raise HubError(
             f"The Dask cluster {scheduler} gave a group of chips up ({type(error).__name__}: its workers died or were "
-            "lost; too little memory is the usual reason, see settings.group); what is done is kept: run the same "
-            "command again to go on."
+            "lost, mostly of too little memory); what is done is kept: run the same command again to go on, with more "
+            "memory a worker. Smaller groups (settings.group) need less, but begin anew in another folder."
         ) from None
 
 
