@@ -74,6 +74,8 @@ BRIGHT = np.full((12, 200), 6000, np.uint16)
         (Conversion(1.0, 1000.0), DARK + 1000, 1000, False),
         (Conversion(1.0, 1000.0), DARK, 0, True),  # already removed, whatever the metadata say
         (Conversion(1.0, 1000.0), BRIGHT, 1000, False),  # a bright scene tells nothing: metadata stand
+        (Conversion(2.0, 1000.0), (DARK + 1000) // 2, 1000, False),  # a scale of its own: limits hold for reflectance
+        (Conversion(2.0, 1000.0), DARK // 2, 0, True),
         (Conversion(1.0, 0.0), DARK, 0, False),
         (Conversion(1.0, 0.0, never=True), DARK + 1000, 0, False),  # older than the offset
         (None, DARK, 0, False),
@@ -197,6 +199,26 @@ def test_clouds_are_filled_from_other_acquisitions(tmp_path):
     assert len(result.index["s2_scenes"].iloc[0].split()) == 2
 
 
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_small_gap_over_bright_ground_does_not_decide_on_the_offset(tmp_path, applied):
+    """Snow in a gap of 30 x 30 pixels begins near 1000 without any offset; the scene around it has dark pixels."""
+    gap, s2 = np.s_[100:130, 100:130], world.scene()["s2"].copy()
+    s2[(slice(None), *gap)] = np.random.default_rng(0).integers(1050, 5000, (12, 30, 30))
+    scl, other = np.full(s2.shape[1:], world.CLEAR, np.uint8), np.full(s2.shape[1:], world.CLOUD, np.uint8)
+    scl[gap], other[gap] = world.CLOUD, world.CLEAR
+    right, flag = {"earthsearch:boa_offset_applied": True}, {"earthsearch:boa_offset_applied": applied}
+    result, chips = run(
+        tmp_path,
+        lambda f: world.s2_item(f, "most", s2=s2, scl=scl, kind="es-s2", properties=right),
+        lambda f: world.s2_item(f, "gap", "2023-08-30", s2=s2, scl=other, kind="es-s2", properties=flag),
+        world.s1_item,
+        world.dem_item,
+        box=world.box(2),
+    )
+    world.assert_equal(chips, {**world.scene(), "s2": s2})
+    assert not result.broken and any("gap" in note for note in result.notes) == (not applied)
+
+
 def test_october_fills_in_only_where_summer_is_not_enough(tmp_path):
     october = ("S2A_43TFH_20231005_0_L2A", "2023-10-05")
     result, chips = run(
@@ -244,7 +266,8 @@ def test_an_item_with_a_broken_asset_gives_way_to_the_next(tmp_path, monkeypatch
         return made
 
     monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.01)
-    result, chips = run(tmp_path, broken, spoilt, gone, world.s2_item, world.s1_item, world.dem_item)
+    one = replace(CRISP, max_scenes=3)  # of those that can be looked at, of which gone is none
+    result, chips = run(tmp_path, broken, spoilt, gone, world.s2_item, world.s1_item, world.dem_item, settings=one)
     world.assert_equal(chips)
     assert {name.split()[0] for name in result.broken} == {f"S2A_43TFH_2023082{day}_0_L2A" for day in (0, 1, 2)}
     assert "20230825" in result.index["s2_scenes"].iloc[0]
@@ -279,6 +302,31 @@ def test_the_newest_reprocessing_wins(tmp_path):
     result, chips = run(tmp_path, *makers, world.s1_item, world.dem_item, box=world.box(2))
     assert set(result.index["s2_scenes"]) == {"A_new"}
     world.assert_equal(chips)
+
+
+@pytest.mark.parametrize("lost", ["SCL", "B08"])
+def test_a_broken_version_gives_way_to_the_next(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr(reading, "FIRST_WAIT_S", 0.01)
+    old = {"s2:processing_baseline": "02.14", "s2:generation_time": "2023-08-25T09:00:00Z"}
+
+    def new(files):
+        made = old_and_new(files, 1)
+        (files.root / files.unique / "sentinel-2-l2a" / made["id"] / f"{lost}.tif").unlink()
+        return made
+
+    makers = [lambda f: world.s2_item(f, "Y_old", properties=old), new, world.s1_item, world.dem_item]
+    result, chips = run(tmp_path, *makers, box=world.box(2))
+    assert set(result.index["s2_scenes"]) == {"Y_old"} and "A_new" in result.broken[0]
+    world.assert_equal(chips)
+
+
+def test_a_cloud_beyond_the_group_grows_into_it(tmp_path):
+    """However groups are cut, the same pixels are hidden."""
+    settings = replace(world.FAST, cloud_buffer=6)
+    makers = [lambda f: world.s2_item(f, **cloudy(np.s_[:, 224:])), world.s1_item, world.dem_item]
+    _, (chip,) = run(tmp_path, *makers, settings=settings, box=world.box(2))
+    hidden = (chip.s2 == 0).all(axis=0)
+    assert hidden[:, 218:].all() and not hidden[:, :218].any()
 
 
 def test_two_datastrips_of_one_datatake_are_both_used(tmp_path):

@@ -96,6 +96,7 @@ def _build(task: Task) -> Result:
     lost = bool(result.broken)  # scenes
     dem, broken = read_dem(task.found.dem, geobox, settings, task.services["dem"]) if optical else (np.zeros(0), [])
     result.broken += broken
+    no_dem = UNREADABLE if broken else NO_DEM
     radar = _PassReader(task, geobox, dem, result)
     burned, names = burn(task.outlines, group)
 
@@ -155,7 +156,7 @@ def _build(task: Task) -> Result:
         row["valid_frac"] = float(chip.valid.mean())
         problem = impossible_value(vars(chip))
         if (chip.dem <= DEM_NODATA[0]).mean() > 1 - settings.min_valid:
-            row["status"] = NO_DEM
+            row["status"] = no_dem
         elif problem:
             row["status"] = f"impossible: {problem}"
         elif row["valid_frac"] < settings.min_valid:

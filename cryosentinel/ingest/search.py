@@ -210,17 +210,19 @@ def version(item: Item) -> tuple[str, str, str]:
 
 
 def newest(items: Iterable[Item], collections: Sequence[str]) -> list[Item]:
-    """Of a scene that is there several times only one: of the first collection that has it, the newest version."""
-    best: dict[tuple, Item] = {}
+    """Of a scene that is there several times only one: of the first collection that has it, the newest version.
+
+    The others wait under its key "versions", the next best first, for the case that its files are broken.
+    """
+    found: dict[tuple, list[Item]] = {}
 
     def rank(item: Item) -> tuple:
         return -collections.index(item["collection"]), version(item)
 
     for item in items:
-        key = scene_key(item)
-        if key not in best or rank(item) > rank(best[key]):
-            best[key] = item
-    return list(best.values())
+        found.setdefault(scene_key(item), []).append(item)
+    ranked = (sorted(versions, key=rank, reverse=True) for versions in found.values())
+    return [{**best, "versions": others} for best, *others in ranked]
 
 
 def search_groups(

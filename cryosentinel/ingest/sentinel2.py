@@ -26,6 +26,9 @@ from cryosentinel.sensors import BASELINE_OFFSET, REFLECTANCE_SCALE, S2_BANDS
 NO_DATA, CLOUD_SHADOW, CLOUDS = 0, 3, (8, 9, 10)
 MIN_SHARE = 0.0005  # of the group's pixels: a scene that adds less is not worth twelve requests
 SAMPLE = 100_000  # pixels that are looked at to judge the offset
+#: Pixels a side that are looked at at least, where the group has them: a gap between clouds that is bright throughout
+#: (snow) looks as if it carried the offset; of its surroundings something is dark. Blocks are fetched whole anyway.
+JUDGED = 240
 
 
 @dataclass
@@ -111,7 +114,8 @@ def settle_offset(item: Item, conversion: Conversion | None, numbers: np.ndarray
     Raises:
         BrokenAssetError: neither says which it is, or they contradict each other and it cannot be settled.
     """
-    state = offset_state(numbers)
+    # Limits are those of reflectance x 10,000. An offset that nothing states is looked for in the numbers as they are.
+    state = offset_state(numbers if conversion is None else numbers * np.float32(conversion.factor))
     stated = None if conversion is None else conversion.offset
     if stated is None:
         if state == "unknown":
@@ -170,7 +174,8 @@ def choose(
     from the first scene that holds it, provided that two acquisitions agree.
 
     Args:
-        classes: (H, W) scene classification of each scene, in the order to prefer within an acquisition.
+        classes: (H + 2 m, W + 2 m) scene classification of each scene with a margin around, from which clouds grow into
+            the group; in the order to prefer within an acquisition.
         acquisitions: the acquisition of each scene.
         needed: (H, W) bool, pixels that matter.
         settings: what hides the ground.
@@ -178,7 +183,10 @@ def choose(
     Returns:
         (H, W) int16 position in ``classes`` or -1.
     """
-    clear = [clear_pixels(c, settings) for c in classes]
+    margin = (len(classes[0]) - len(needed)) // 2
+    inner = tuple(slice(margin, margin + side) for side in needed.shape)
+    clear = [clear_pixels(c, settings)[inner] for c in classes]
+    classes = [c[inner] for c in classes]
     shown: dict[object, int] = {}
     for acquisition in acquisitions:
         members = [c for c, a in zip(clear, acquisitions, strict=True) if a == acquisition]
@@ -219,17 +227,31 @@ def compose(items: Sequence[Item], geobox: Any, needed: np.ndarray, settings: Se
     result = Composite(np.zeros((len(S2_BANDS), *needed.shape), np.uint16), np.full(needed.shape, -1, np.int16))
     classes: list[np.ndarray] = []
     scenes: list[Item] = []
-    for item in _candidates(items, settings, geobox.crs.epsg):
+    around = geobox.pad(settings.cloud_buffer) if settings.cloud_buffer else geobox
+
+    def look(item: Item) -> bool:
+        """Take a scene whose classification can be read; of one that is broken its next version."""
         try:
             require(item, ASSETS["s2"])
             found = read(
-                item, ["SCL"], geobox, service, settings.retries, dtype="uint8", nodata=NO_DATA, resampling="nearest"
+                item, ["SCL"], around, service, settings.retries, dtype="uint8", nodata=NO_DATA, resampling="nearest"
             )
         except BrokenAssetError as error:
             result.broken.append(str(error))
-            continue
+            return look_at_next(item)
         classes.append(found["SCL"])
         scenes.append(item)
+        return True
+
+    def look_at_next(item: Item) -> bool:
+        return any(look({**other, "versions": item["versions"][1:]}) for other in item.get("versions", [])[:1])
+
+    seen: set[object] = set()
+    for item in _candidates(items, geobox.crs.epsg):
+        if len(seen) == settings.max_scenes and _acquisition(item) not in seen:
+            break
+        if look(item):
+            seen.add(_acquisition(item))
     broken: set[int] = set()
     used: dict[int, tuple[np.ndarray, int]] = {}
     while True:
@@ -249,6 +271,7 @@ def compose(items: Sequence[Item], geobox: Any, needed: np.ndarray, settings: Se
         except BrokenAssetError as error:  # its pixels go to the scenes after it
             result.broken.append(str(error))
             broken.add(n)
+            look_at_next(scenes[n])
             result.s2[:, source == n] = 0
     for n in np.unique(source[source >= 0]).tolist():
         result.source[source == n] = len(result.scenes)
@@ -258,30 +281,35 @@ def compose(items: Sequence[Item], geobox: Any, needed: np.ndarray, settings: Se
     return result
 
 
-def _candidates(items: Sequence[Item], settings: Settings, epsg: int) -> list[Item]:
-    """The scenes of the least cloudy acquisitions, those on the group's own grid first, then the newest ones."""
+def _candidates(items: Sequence[Item], epsg: int) -> list[Item]:
+    """Scenes, the least cloudy acquisition first; of one those on the group's own grid first, then the newest ones."""
     cloud: dict[tuple[str, str], list[float]] = {}
     for item in items:
         cloud.setdefault(_acquisition(item), []).append(cloud_cover(item))
-    best = sorted(cloud, key=lambda a: (sum(cloud[a]) / len(cloud[a]), a))[: settings.max_scenes]
-    chosen = sorted((item for item in items if _acquisition(item) in best), key=version, reverse=True)
-    return sorted(chosen, key=lambda item: (best.index(_acquisition(item)), grid_epsg(item) != epsg))
+    best = sorted(cloud, key=lambda a: (sum(cloud[a]) / len(cloud[a]), a))
+    newest = sorted(items, key=version, reverse=True)
+    return sorted(newest, key=lambda item: (best.index(_acquisition(item)), grid_epsg(item) != epsg))
+
+
+def _judged(used: np.ndarray, size: int) -> slice:
+    """Rows (or columns) to read around those that are used, of ``size`` in all.
+
+    Edges on multiples of 6 pixels: bands of 20 and 60 m are resampled alike, however a group is cut.
+    """
+    wider = max(0, JUDGED - (used[-1] + 1 - used[0])) // 2
+    begin = max(0, min(used[0] - wider, size - JUDGED)) // 6 * 6
+    return slice(begin, min(-(-max(used[-1] + 1 + wider, begin + JUDGED) // 6) * 6, size))
 
 
 def _fill(
     s2: np.ndarray, item: Item, where: np.ndarray, geobox: Any, settings: Settings, service: Service
 ) -> tuple[int, str]:
-    """Read the bands of a scene where it is used, the smallest box around it, and copy them there.
+    """Read the bands of a scene where it is used, a box around it, and copy them there.
 
     Returns:
         The offset removed, and a note, see :func:`settle_offset`.
     """
-    rows, cols = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
-    # Edges on multiples of 6 pixels: bands of 20 and 60 m are resampled alike, however a group is cut.
-    box = (
-        slice(rows[0] // 6 * 6, min(rows[-1] // 6 * 6 + 6, where.shape[0])),
-        slice(cols[0] // 6 * 6, min(cols[-1] // 6 * 6 + 6, where.shape[1])),
-    )
+    box = tuple(_judged(np.flatnonzero(where.any(axis=axis)), where.shape[1 - axis]) for axis in (1, 0))
     inner = where[box]
     step = max(1, inner.size // SAMPLE)
     samples = {}
