@@ -4,8 +4,9 @@ Run as a program of its own, ``python stac_server.py FOLDER``: GDAL may hold the
 an answer, so the answer must come from another process. Only the standard library is imported. It prints its port.
 
 ``/stac`` is an API over the items of ``FOLDER/.stac.json`` (landing page, collections, POST /search with collections,
-bbox, datetime and pages of ``limit`` items at most PAGE), ``/sas/ACCOUNT/CONTAINER`` gives signing tokens, everything
-else is files of FOLDER, at the addresses that an S3 client would ask for too (``/BUCKET/KEY``).
+bbox, datetime, a limit on eo:cloud_cover and pages of ``limit`` items at most PAGE), ``/sas/ACCOUNT/CONTAINER`` gives
+signing tokens, everything else is files of FOLDER, at the addresses that an S3 client would ask for too
+(``/BUCKET/KEY``).
 
 Controls: ``GET /.control/log`` gives and ``POST /.control/clear`` empties the list of requests. ``POST
 /.control/faults`` gives the failures so far and sets new ones: {"match": part of the path, "status": code (0: hang up
@@ -28,7 +29,9 @@ from typing import Any
 
 CONTROL, ITEMS = "/.control/", ".stac.json"
 PAGE = 3  # items a page at most, so that every search of the tests has several
-CONFORMANCE = [f"https://api.stacspec.org/v1.0.0/{name}" for name in ("core", "collections", "item-search")]
+CONFORMANCE = [
+    f"https://api.stacspec.org/v1.0.0/{name}" for name in ("core", "collections", "item-search", "item-search#query")
+]
 
 
 def _s3_error(code: str) -> bytes:
@@ -148,12 +151,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _search(self, items: list[dict[str, Any]], asked: dict[str, Any], here: str) -> None:
         west, south, east, north = asked.get("bbox") or (-180, -90, 180, 90)
+        cloudy = asked.get("query", {}).get("eo:cloud_cover", {}).get("lte", 100)
         first, _, last = str(asked.get("datetime") or "/").partition("/")
 
         def fits(item: dict[str, Any]) -> bool:
             w, s, e, n = item["bbox"]
             moment = item["properties"]["datetime"]
             meets = w <= east and e >= west and s <= north and n >= south
+            meets = meets and item["properties"].get("eo:cloud_cover", 0) <= cloudy
             return meets and item["collection"] in asked["collections"] and first <= moment <= (last or "9")
 
         found = [item for item in items if fits(item)]

@@ -58,7 +58,7 @@ def signed_storage(monkeypatch, files):
 
 def planetary_computer(monkeypatch, files):
     signed_storage(monkeypatch, files)
-    # More items than a page holds: the clear one comes last.
+    # More items than a page holds, which are too cloudy to be sent.
     clear = world.s2_item(files, offset=1000)
     cloudy = {**clear["properties"], "eo:cloud_cover": 80.0, "s2:datastrip_id": None}
     days = [{"datetime": f"2023-08-0{n}T05:36:41Z"} for n in (1, 2, 3)]
@@ -102,7 +102,7 @@ def test_planetary_computer_from_check_to_chips(tmp_path, monkeypatch, files):
     assert set(result.index["s1_product"]) == {"RTC"}
     world.assert_equal(made)
     searches = [path for method, path, _ in files.log() if path == "/stac/search"]
-    assert len(searches) == 2 * 4  # of check and ingest: three modalities, and a second page
+    assert len(searches) == 2 * 3  # of check and ingest: three modalities; cloudy items are not sent
     assert sum(path == "/stac/collections" for _, path, _ in files.log()) == 2  # asked once a run, not once a modality
     assert all("sig=token" in path for _, path, _ in files.log() if path.endswith(".tif") or ".tif?" in path)
 
@@ -176,6 +176,50 @@ def test_the_command_checks_and_then_builds(tmp_path, monkeypatch, files, capsys
     words[words.index("--year") + 1] = "1999"
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "1999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/stac", "/stac/search"])
+def test_a_catalogue_that_refuses_to_answer_is_no_passing_failure(tmp_path, files, path):
+    files.hold(world.s2_item(files), world.s1_item(files), world.dem_item(files))
+    files.fail(path, 403)
+    with pytest.raises(AccessDeniedError, match="403") as caught:
+        chips(tmp_path, files.stac)
+    assert "same command" not in str(caught.value)
+
+
+def test_radar_without_both_polarisations_or_a_grid_is_left_out(tmp_path, files):
+    """Both sort before the good one, so that check would try them first."""
+    single, nowhere = world.s1_item(files, "A_HH"), world.s1_item(files, "A_NOGRID")
+    single["assets"] = {"hh": single["assets"]["vv"], "hv": single["assets"]["vh"]}
+    nowhere["properties"].pop("proj:epsg", None)
+    nowhere["properties"].pop("proj:code", None)
+    files.hold(world.s2_item(files), single, nowhere, world.s1_item(files), world.dem_item(files))
+    with pytest.warns(UserWarning, match="no map projection"):
+        assert "S1A_RTC" in says(check(world.box(3), world.YEAR, files.stac))["s1"]
+    with pytest.warns(UserWarning, match="no map projection"):
+        result, _ = chips(tmp_path, files.stac)
+    assert result.chips == 4 and not result.broken
+
+
+def test_check_takes_the_next_item_and_names_a_place_without_data(files):
+    gone = world.s2_item(files, "gone", "2023-08-20", properties={"eo:cloud_cover": 0.0})
+    (files.root / files.unique / "sentinel-2-l2a" / "gone" / "B03.tif").unlink()
+    empty = world.s1_item(files, s1=np.full((2, world.SIDE, world.SIDE), np.nan))
+    files.hold(gone, world.s2_item(files), empty, world.dem_item(files))
+    found = says(check(world.box(3), world.YEAR, files.stac))
+    assert "S2B_43TFH" in found["s2"] and "no data" not in found["s2"]
+    assert "no data there" in found["s1"] and "power" not in found["s1"]
+
+
+def test_the_endpoint_of_another_service_does_not_lead_away(tmp_path, monkeypatch, files):
+    """AWS_S3_ENDPOINT as Copernicus Data Space tells its users to set it, while Earth Search is read."""
+    monkeypatch.setenv("AWS_S3_ENDPOINT", "127.0.0.1:9")
+    world.pretend(monkeypatch, "earth-search", files)
+    files.hold(world.s2_item(files, kind="es-s2", bucket=BUCKET), world.dem_item(files, bucket=BUCKET))
+    with world.serve(tmp_path / "second") as second:
+        second.hold(world.s1_item(second))
+        result, _ = chips(tmp_path, "earth-search", s1_service=second.stac)
+    assert result.chips == 4
 
 
 def test_names_and_addresses_of_services():

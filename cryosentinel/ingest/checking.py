@@ -18,6 +18,7 @@ from cryosentinel.ingest.sentinel2 import stated_conversion
 from cryosentinel.ingest.services import ASSETS, SENSORS, find_services
 from cryosentinel.ingest.settings import Settings
 
+TRIED = 3  # items a modality at most
 DEGREES = 0.2  # a side of the box that is searched: a few items tell enough
 
 
@@ -48,9 +49,10 @@ class Checked:
     seconds: float
 
     def __str__(self) -> str:
+        pixel = "no data there" if _empty(self.modality, self.pixel) else f"pixel {self.pixel:g}"
         return (
             f"{SENSORS[self.modality]}: {self.service}, {' then '.join(self.collections)}; {self.items} here, "
-            f"tried {self.item} of {self.day} at {self.host}: {self.says}; pixel {self.pixel:g} ({self.seconds:.1f} s)"
+            f"tried {self.item} of {self.day} at {self.host}: {self.says}; {pixel} ({self.seconds:.1f} s)"
         )
 
 
@@ -85,18 +87,26 @@ def check(box: Box, year: int, service: str, settings: Settings | None = None, *
         if not items:
             raise catalogue.nothing(f"around {y:.2f} N {x:.2f} E", year)
         begun = time.monotonic()
-        item = min(items, key=lambda item: (cloud_cover(item), item["id"]))
         name = {"s2": "B03", "s1": "VV", "dem": "DEM"}[modality]
-        try:
-            require(item, ASSETS[modality])
-            pixel = _pixel(item, name, (x, y), catalogue, settings)
-        except BrokenAssetError as error:
-            raise HubError(f"{catalogue.service.name} has an item that cannot be read: {error}.") from None
+        broken = ""
+        for item in sorted(items, key=lambda item: (cloud_cover(item), item["id"]))[:TRIED]:
+            try:
+                require(item, ASSETS[modality])
+                pixel = _pixel(item, name, (x, y), catalogue, settings)
+                break
+            except BrokenAssetError as error:  # an ingest would leave it out and take the next
+                broken = broken or str(error)
+        else:
+            raise HubError(f"{catalogue.service.name} has no item here that can be read: {broken}.")
         seconds = time.monotonic() - begun + searched
         host, says = urlsplit(item["assets"][name]["href"]).netloc, _says(item, modality, name, pixel)
         source = catalogue.service.name, catalogue.collections, len(items), item["id"], when(item).date(), host
         results.append(Checked(modality, *source, says, pixel, seconds))
     return results
+
+
+def _empty(modality: str, pixel: float) -> bool:
+    return not np.isfinite(pixel) or (modality == "s2" and pixel == 0)
 
 
 def _pixel(item: Item, name: str, place: tuple[float, float], catalogue: Catalogue, settings: Settings) -> float:
@@ -123,5 +133,6 @@ def _says(item: Item, modality: str, name: str, pixel: float) -> str:
     if modality == "s1":
         product, convention = product_of(item)
         unit = "dB" if in_decibels(item, name, np.array([pixel])) else "linear power"
+        unit = "unit not told by it" if _empty(modality, pixel) else unit
         return f"{product} {convention}, {unit}, EPSG:{grid_epsg(item)}"
     return "metres"

@@ -11,7 +11,7 @@ from typing import Any
 
 from cryosentinel.errors import HubError, InputError
 from cryosentinel.ingest.grid import Box, ChipGroup
-from cryosentinel.ingest.reading import first_line
+from cryosentinel.ingest.reading import AccessDeniedError, first_line
 from cryosentinel.ingest.services import ASSETS, SENSORS, Service
 from cryosentinel.ingest.settings import Settings
 
@@ -99,12 +99,22 @@ class Catalogue:
                     answer = self.client.search(collections=[collection], bbox=list(box), limit=PAGE, **options)
                     found += [_pruned(item, self.modality) for item in answer.items_as_dicts()]
             except Exception as error:
-                raise HubError(
+                raise _refused(self.service, error) or HubError(
                     f"The STAC service {self.service.url} failed while searching {collection} ({first_line(error)}); "
                     "run the same command again to go on."
                 ) from None
         if self.modality == "s1":
-            refuse_ungridded(found, self.service)
+            dual = [item for item in found if len(item["assets"]) == len(ASSETS["s1"])]  # others lack VV or VH
+            gridded = [item for item in dual if grid_epsg(item) is not None]
+            if dual and not gridded:
+                refuse_ungridded(dual, self.service)
+            if len(gridded) < len(dual):
+                warnings.warn(
+                    f"{len(dual) - len(gridded)} of {len(dual)} radar items of {self.service.name} state no map "
+                    "projection and are left out.",
+                    stacklevel=2,
+                )
+            return gridded
         return newest(found, self.collections) if self.modality == "s2" else found
 
     def nothing(self, where: str, year: int) -> InputError:
@@ -144,7 +154,7 @@ def open_catalogues(services: Mapping[str, Service], settings: Settings) -> dict
                 client = Client.open(service.url, stac_io=StacApiIO(max_retries=retry, timeout=60))
                 held = sorted(collection.id for collection in client.get_collections())
             except Exception as error:  # requests, urllib3, json and pystac fail each in their own way
-                raise HubError(
+                raise _refused(service, error) or HubError(
                     f"The STAC service {service.url} cannot be reached ({first_line(error)}); check the address and "
                     "the network."
                 ) from None
@@ -160,6 +170,17 @@ def open_catalogues(services: Mapping[str, Service], settings: Settings) -> dict
             )
         catalogues[modality] = Catalogue(service, modality, client, found)
     return catalogues
+
+
+def _refused(service: Service, error: Exception) -> AccessDeniedError | None:
+    """That a STAC API wants to know who asks; None where that is not what failed."""
+    status = getattr(error, "status_code", None)
+    if status not in (401, 403):
+        return None
+    return AccessDeniedError(
+        f"The STAC service {service.url} refuses to answer (HTTP {status}); asking again will not help: its catalogue "
+        "is open only to those it knows, or it has blocked you. Take another service."
+    )
 
 
 def _pruned(item: Item, modality: str) -> Item:

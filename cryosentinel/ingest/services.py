@@ -77,6 +77,7 @@ SERVICES: dict[str, Service] = {
             "https://earth-search.aws.element84.com/v1",
             # Collection 1 is processed alike throughout; the older collection fills what is not reprocessed yet.
             {"s2": ("sentinel-2-c1-l2a", "sentinel-2-l2a"), "s1": (), "dem": ("cop-dem-glo-30",)},
+            s3_endpoint="https://s3.amazonaws.com",  # said, lest AWS_S3_ENDPOINT of another service leads there
             keys="none",
         ),
         Service(
