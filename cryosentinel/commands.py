@@ -670,19 +670,25 @@ def convert(src: str, dst: Path, weights: Literal["auto", "ema", "raw"] = "auto"
 def score(tables: list[Path], val: Path | None = None, threshold: float | None = None, out: Path | None = None) -> None:
     """Score saved tables again, without chips or a network, and compare each with the first.
 
+    Where causes_SPLIT.parquet and lakes_SPLIT.parquet lie beside a table, their strata are scored too.
+
     Args:
         tables: score tables (RUN/diagnostics/per_chip_test.parquet, ...); several must hold the same chips.
         val: score table on which the threshold is chosen and a temperature fitted.
         threshold: a multiple of 0.005; by default the best on VAL, or 0.5 without one.
-        out: folder for scores.json, sweep.csv (every threshold) and chips.csv (every chip).
+        out: folder for scores.json, sweep.csv and chip_sweep.csv (every threshold, in all and chip by chip), chips.csv
+            and reliability.csv.
     """
     for table in [*tables, *([val] if val else [])]:
         paths.existing(table, "score table")
-    from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
+    from cryosentinel.evaluation.rescore import as_text, beside, read_named, score_tables, write_report
 
     validation = None if val is None else next(iter(read_named([val]).values()))
-    found = score_tables(read_named(tables), threshold, validation)
+    named = read_named(tables)
+    others = {name: beside(path) for name, path in zip(named, tables, strict=True)}
+    found = score_tables(named, threshold, validation, others)
+    if out is not None:
+        write_report(out, found)  # before anything is printed: a pipe that closes early must not cost the files
     print(as_text(found))
     if out is not None:
-        write_report(out, found)
         print(out)

@@ -422,6 +422,7 @@ def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_
     pyproject.write_text(address.set_address(pyproject.read_text(), "https://github.com/someone/lakes"))
     names = re.findall(r"^(\S+) \| ", (root / "book" / "seeds.md").read_text(), flags=re.MULTILINE)
     figures = {name: {"mean": 0.25, "spread": 0.125, "values": {"17": 0.2, "42": 0.3}} for name in names}
+    figures[names[0]] |= {"low": {"17": 0.11, "42": 0.21}, "high": {"17": 0.31, "42": 0.41}}
     record = {"preset": "quick", "seeds": [17, 42], "commit": "0123456789abcdef", "command": "the command"}
     (root / "book" / "seeds.json").write_text(json.dumps({**record, "figures": figures}))
     # Only some pages are looked at; the build is the same otherwise.
@@ -434,6 +435,7 @@ def test_with_an_address_chapters_open_the_notebooks_that_are_in_git(built, tmp_
     assert "mybinder" not in _page(root, "method")
     seeds = _page(root, "seeds")
     assert seeds.count("0.250 ± 0.125") == len(names) > 10 and "commit 0123456789" in seeds and "Seed 17" in seeds
+    assert seeds.count("0.300 (0.210 to 0.410)") == 1, "an interval where the record has one"
 
 
 def test_a_missing_figure_stops_the_build_with_a_sentence(built, tmp_path):

@@ -68,6 +68,7 @@ def test_errors_are_counted_by_cause() -> None:
     of = rates(table)
     assert (of["open"]["found"].value, of["other water"]["false"].value) == (35 / 40, 0.25)
     assert of["other water"]["false"].low == 0.25 and "found" not in of["rock"]
+    assert of["open"]["iou"].value == 35 / 40 and "iou" not in of["rock"]
     few = rates(table[table["chip_id"].isin(["c0", "c1"])])["open"]["found"]
     assert few.low is None and "20 are needed" in few.reason
     right = by_cause(table[table["cause"] == "rock"])

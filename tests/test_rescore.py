@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cryosentinel import cli
+from cryosentinel import cli, commands
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import bootstrap, calibration, metrics
-from cryosentinel.evaluation.rescore import as_text, read_named, score_tables, write_report
+from cryosentinel.evaluation.rescore import as_text, beside, read_named, score_tables, write_report
 from cryosentinel.evaluation.scores import BINS, write_scores
 
 
@@ -56,6 +57,11 @@ def test_every_figure_is_the_pure_functions(folder, tmp_path):
     assert len(pd.read_csv(tmp_path / "out" / "sweep.csv")) == 2 * 199
     chips = pd.read_csv(tmp_path / "out" / "chips.csv")
     np.testing.assert_allclose(chips.loc[chips["table"] == "soup", "iou"], metrics.chip_iou(one, best))
+    every = pd.read_csv(tmp_path / "out" / "chip_sweep.csv")
+    np.testing.assert_allclose(every.loc[every["table"] == "tiny", "0.35"], metrics.chip_iou(other, 0.35))
+    assert every.shape == (2 * len(one), 3 + 199 + 1)
+    curve = pd.read_csv(tmp_path / "out" / "reliability.csv").query("table == 'soup' and temperature != 1")
+    np.testing.assert_allclose(curve["observed"], calibration.reliability(one, 20, heat)["observed"])
     text = as_text({"soup": soup, "tiny": tiny})
     assert "20 are needed" in text and f"{tiny.gain.value:+.3f}" in text
 
@@ -83,6 +89,39 @@ def test_the_command_scores_and_compares(folder, tmp_path, capsys):
     for words, said in (([missing], "none.parquet"), ([paths[0], "--threshold", "0.503"], "0.503")):
         assert cli.main(["score", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_strata_beside_a_table_are_scored_too(folder, tmp_path, capsys):
+    path = folder / "soup" / "per_chip_test.parquet"
+    table = make_table(0)
+    table.assign(cause="shadow").to_parquet(path.with_name("causes_test.parquet"))
+    lakes = {"block": table["block"], "lake": True, "area_ha": 2.0, "detected": 1.0, "area_error": 0.1}
+    lakes = pd.DataFrame({**lakes, "boundary_m": 3.0, "false": np.nan})
+    lakes.to_parquet(path.with_name("lakes_test.parquet"))
+    assert cli.main(["score", str(path), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "shadow: iou" in text and "lakes 1 to 10 ha: detected" in text
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())["per_chip_test.parquet"]["strata"]
+    assert written["shadow"]["iou"]["value"] == pytest.approx(metrics.score(table, "iou", 0.5))
+    assert cli.main(["score", str(path.with_name("lakes_test.parquet"))]) == 2
+    assert "per_chip" in capsys.readouterr().err
+    write_scores(path.with_name("per_chip_test_truth.parquet"), table, {"reference": "truth"})
+    assert beside(path) == {} and set(beside(path.with_name("per_chip_test_truth.parquet"))) == {"causes", "lakes"}
+
+
+def test_two_references_are_not_a_gain_and_a_closed_pipe_costs_no_file(folder, tmp_path, monkeypatch):
+    one, other = (make_table(0) for _ in range(2))
+    one.attrs["reference"], other.attrs["reference"] = "label", "truth"
+    with pytest.raises(InputError, match=r"a against the label, b against the truth"):
+        score_tables({"a": one, "b": other})
+
+    def closed(*words):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with contextlib.suppress(BrokenPipeError):
+        commands.score([folder / "soup" / "per_chip_test.parquet"], out=tmp_path / "out")
+    assert (tmp_path / "out" / "scores.json").is_file()
 
 
 def test_what_cannot_be_scored_is_said(folder, tmp_path):

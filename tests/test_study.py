@@ -476,3 +476,5 @@ def test_a_figure_without_a_value_has_no_spread() -> None:
         return {"a": {"value": value, "data": "simulated"}}
 
     assert seed_summary({1: metrics(0.1), 2: metrics(None)}) == {}
+    of = {seed: {"a": {"value": seed, "low": seed - 1, "high": seed + 1, "data": "simulated"}} for seed in (3, 5)}
+    assert seed_summary(of)["a"]["low"] == {"3": 2, "5": 4} and seed_summary(of)["a"]["high"] == {"3": 4, "5": 6}

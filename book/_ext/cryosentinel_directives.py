@@ -139,7 +139,11 @@ class Seeds(SphinxDirective):
                     f"{self.env.docname}: no figure is called {name!r} in {path}, or no seed moves it."
                 )
             entry = record["figures"][name]
-            singles = [f"{entry['values'][str(seed)]:.3f}" for seed in record["seeds"]]
+            singles = [
+                f"{entry['values'][seed]:.3f}"
+                + (f" ({entry['low'][seed]:.3f} to {entry['high'][seed]:.3f})" if "low" in entry else "")
+                for seed in map(str, record["seeds"])
+            ]
             rows.append([words or name, f"{entry['mean']:.3f} ± {entry['spread']:.3f}", *singles])
         paragraph += nodes.Text(
             f"Preset {record['preset']}, simulated chips, commit {record['commit'][:10]}, made with "

@@ -125,14 +125,17 @@ def rates(table: pd.DataFrame, threshold: float = 0.5) -> dict[str, dict[str, Es
         threshold: a multiple of 1/200.
 
     Returns:
-        Cause -> "found" (share of its lake pixels) and "false" (share of its background that is called lake), each
-        only where there are such pixels; ``n`` counts chips.
+        Cause -> "found" (share of its lake pixels), "false" (share of its background that is called lake) and "iou"
+        (of lake and prediction among its pixels, where it holds lake), each only where there are such pixels; ``n``
+        counts chips.
     """
     out: dict[str, dict[str, Estimate]] = {}
     for cause in CAUSES:
         here = table[table["cause"] == cause]
         tp, fp, fn, tn = chip_counts(here, threshold).T.astype(float)
-        for name, part, whole in (("found", tp, tp + fn), ("false", fp, fp + tn)):
+        sums = [("found", tp, tp + fn), ("false", fp, fp + tn)]
+        sums += [("iou", tp, tp + fp + fn)] if (tp + fn).any() else []
+        for name, part, whole in sums:
             kept = whole > 0
             if kept.any():
                 blocks = here["block"].to_numpy()[kept]

@@ -45,6 +45,7 @@ MIN_COVER = 0.5  # share of a lake's pixels that must be predicted water
 #: Score -> what it is, see :func:`by_size`.
 SCORES: dict[str, str] = {
     "detected": "share of lakes that are detected",
+    "covered": "share of the lakes' pixels that are predicted water",
     "false": "share of predicted lakes that are false, by the predicted lake's own size",
     "area_bias": "predicted over true area of the detected lakes, summed, less 1",
     "area_error": "mean of |predicted - true| / true area over the detected lakes",
@@ -90,9 +91,9 @@ def match(
         layers: name -> (H, W); the mean over its pixels enters each record.
 
     Returns:
-        One record a lake (``lake`` True: area_ha, detected, area_error = predicted / true area - 1, boundary_m; not a
-        number where it is not detected or has no predicted lake of its own) and one a predicted lake (``lake`` False:
-        area_ha, false).
+        One record a lake (``lake`` True: area_ha, detected, covered (share of its pixels that are predicted),
+        area_error = predicted / true area - 1, boundary_m; the last two not a number where it is not detected or has no
+        predicted lake of its own) and one a predicted lake (``lake`` False: area_ha, false).
     """
     from scipy import ndimage
 
@@ -119,8 +120,8 @@ def match(
             )
             boundary = boundary_distance(lakes[cut] == k, np.isin(found[cut], own), valid[cut])
         records.append(
-            {"lake": True, "area_ha": area * PIXEL_HA, "detected": detected, "area_error": error,
-             "boundary_m": boundary}
+            {"lake": True, "area_ha": area * PIXEL_HA, "detected": detected, "covered": shared[k, 1:].sum() / area,
+             "area_error": error, "boundary_m": boundary}
         )  # fmt: skip
     sizes = shared.sum(axis=0)
     records += [
@@ -174,9 +175,10 @@ def lake_table(
         shown = {} if layers is None else layers(chip)
         found = match(mask, maps.water(i, threshold), np.asarray(maps.bins[i]) != INVALID, shown)
         rows += [{**about, **record} for record in found]
-    names = ["chip_id", "region", "year", "block", "lake", "area_ha", "detected", "area_error", "boundary_m", "false"]
+    names = ["chip_id", "region", "year", "block", "lake", "area_ha", "detected", "covered", "area_error", "boundary_m"]
+    names += ["false"]
     names += [name for name in (rows[0] if rows else ()) if name not in names]
-    types = {"lake": bool, "area_ha": float, "detected": float, "false": float}
+    types = {"lake": bool, "area_ha": float, "detected": float, "covered": float, "false": float}
     return pd.DataFrame(rows, columns=names).astype(types)
 
 
@@ -204,6 +206,9 @@ def scores(
         "area_error": (judged, judged["area_error"].abs(), np.ones(len(judged))),
         "boundary_m": (drawn, drawn["boundary_m"], np.ones(len(drawn))),
     }
+    if "covered" in lakes:  # not in tables of earlier versions
+        size = lakes["area_ha"].to_numpy()
+        sums["covered"] = (lakes, lakes["covered"] * size, size)
     return {
         score: ratio_of_sums(
             np.asarray(numerator, dtype=float), denominator, of["block"].to_numpy(), np.ones(len(of)), level, resamples,

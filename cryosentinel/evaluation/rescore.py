@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.bootstrap import Estimate, difference, estimate, estimate_by
-from cryosentinel.evaluation.calibration import calibration_error, fit_temperature
+from cryosentinel.evaluation.calibration import calibration_error, fit_temperature, reliability
+from cryosentinel.evaluation.causes import rates
 from cryosentinel.evaluation.metrics import ALL_THRESHOLDS, METRICS, best_threshold, chip_iou, sweep
+from cryosentinel.evaluation.objects import by_size
 from cryosentinel.evaluation.scores import read_scores
 from cryosentinel.files import replacing, write_json
 
@@ -31,6 +33,7 @@ class TableScores:
         sweep: every metric at every threshold k/200.
         calibration: expected calibration error, as predicted, and after the temperature if one was fitted.
         gain: global IoU less that of the first table, from the same resampled blocks; None for the first table.
+        strata: cause of error, or size class of lakes -> score -> estimate; empty where no such table lies beside.
     """
 
     table: pd.DataFrame
@@ -41,6 +44,7 @@ class TableScores:
     sweep: pd.DataFrame
     calibration: dict[str, float]
     gain: Estimate | None
+    strata: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON; not a number as None."""
@@ -50,6 +54,7 @@ class TableScores:
             **{name: {key: e.as_dict() for key, e in found.items()} for name, found in groups.items()},
             "calibration": {name: value if value == value else None for name, value in self.calibration.items()},
             "gain": None if self.gain is None else self.gain.as_dict(),
+            "strata": {name: {key: e.as_dict() for key, e in of.items()} for name, of in self.strata.items()},
         }  # fmt: skip
 
     def chips(self) -> pd.DataFrame:
@@ -57,6 +62,20 @@ class TableScores:
         kept = self.table[["chip_id", "region", "year", "block", "n_valid"]]
         lake = [int(counts.sum()) for counts in self.table["lake"]]
         return kept.assign(lake_px=lake, iou=chip_iou(self.table, self.threshold))
+
+    def chip_sweep(self) -> pd.DataFrame:
+        """One row a chip: chip_id, region, year, and IoU at every threshold k/200, each its column."""
+        import pandas as pd
+
+        ious = {f"{t:g}": chip_iou(self.table, t) for t in ALL_THRESHOLDS}
+        return pd.concat([self.table[["chip_id", "region", "year"]], pd.DataFrame(ious, self.table.index)], axis=1)
+
+    def reliability(self) -> pd.DataFrame:
+        """Observed lake share by predicted probability, as predicted (temperature 1) and tempered where fitted."""
+        import pandas as pd
+
+        temperatures = [1.0, *(v for name, v in self.calibration.items() if name == "temperature")]
+        return pd.concat([reliability(self.table, 20, t).assign(temperature=t) for t in temperatures])
 
 
 def read_named(paths: Sequence[str | os.PathLike[str]]) -> dict[str, pd.DataFrame]:
@@ -79,8 +98,40 @@ def read_named(paths: Sequence[str | os.PathLike[str]]) -> dict[str, pd.DataFram
     return tables
 
 
+def beside(path: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """Tables of causes and lakes that belong to a score table: of its split, in its folder, against its reference.
+
+    Returns:
+        "causes" and "lakes" -> table, as :func:`cryosentinel.evaluation.causes.cause_table` and
+        :func:`cryosentinel.evaluation.objects.lake_table` make them, where they are there.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    import pandas as pd
+
+    folder, name = Path(path).parent, Path(path).stem.removeprefix("per_chip_")
+    split, _, reference = name.partition("_")
+    # Where the truth is known both are made against it.
+    if not reference and (folder / f"per_chip_{split}_truth.parquet").is_file():
+        return {}
+    found = {}
+    for kind in ("causes", "lakes"):
+        file = folder / f"{kind}_{split}.parquet"
+        if file.is_file():
+            try:
+                found[kind] = pd.read_parquet(file)
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{file} cannot be read ({reason}); move it away, or make it again.") from None
+    return found
+
+
 def score_tables(
-    tables: Mapping[str, pd.DataFrame], threshold: float | None = None, validation: pd.DataFrame | None = None
+    tables: Mapping[str, pd.DataFrame],
+    threshold: float | None = None,
+    validation: pd.DataFrame | None = None,
+    others: Mapping[str, Mapping[str, pd.DataFrame]] | None = None,
 ) -> dict[str, TableScores]:
     """Score tables, each for itself and against the first.
 
@@ -88,15 +139,21 @@ def score_tables(
         tables: name -> score table; where there are several, all hold the same chips.
         threshold: a multiple of 1/200. None takes the best on validation, 0.5 without a validation table.
         validation: score table on which the threshold is chosen and the temperature fitted.
+        others: name -> tables of causes and lakes (:func:`beside`). Lakes keep the threshold that they were found with.
 
     Raises:
         ConfigError: the threshold lies between two multiples of 1/200.
-        InputError: the tables hold different chips; or no lake to choose or fit by.
+        InputError: the tables hold different chips, or are against different references; or no lake to choose or
+            fit by.
     """
     if threshold is None:
         threshold = 0.5 if validation is None else best_threshold(validation)
     temperature = None if validation is None else fit_temperature(validation)
     first = next(iter(tables.values()))
+    references = {name: str(table.attrs["reference"]) for name, table in tables.items() if "reference" in table.attrs}
+    if len(set(references.values())) > 1:
+        said = ", ".join(f"{name} against the {reference}" for name, reference in references.items())
+        raise InputError(f"A difference needs one reference on both sides, not {said}; score them one by one.")
     found = {}
     for name, table in tables.items():
         calibration = {"error": calibration_error(table)}
@@ -111,12 +168,22 @@ def score_tables(
             sweep(table, ALL_THRESHOLDS),
             calibration,
             None if table is first else difference(first, table, "iou", threshold),
+            _strata((others or {}).get(name, {}), threshold),
         )
     return found
 
 
+def _strata(tables: Mapping[str, pd.DataFrame], threshold: float) -> dict[str, Mapping[str, Estimate]]:
+    within = rates(tables["causes"], threshold) if "causes" in tables else {}
+    lakes = by_size(tables["lakes"]) if "lakes" in tables else {}
+    return {**within, **{f"lakes {size}": of for size, of in lakes.items()}}
+
+
 def write_report(out: str | os.PathLike[str], found: Mapping[str, TableScores]) -> None:
-    """Write ``scores.json``, ``sweep.csv`` (every threshold) and ``chips.csv`` into a folder.
+    """Write what is known of the tables into a folder.
+
+    ``scores.json``; ``sweep.csv`` and ``chip_sweep.csv``, every threshold in all and chip by chip; ``chips.csv``;
+    ``reliability.csv``.
 
     Args:
         out: the folder, made where it is missing.
@@ -128,6 +195,8 @@ def write_report(out: str | os.PathLike[str], found: Mapping[str, TableScores]) 
     frames = {
         "sweep.csv": {name: scores.sweep for name, scores in found.items()},
         "chips.csv": {name: scores.chips() for name, scores in found.items()},
+        "chip_sweep.csv": {name: scores.chip_sweep() for name, scores in found.items()},
+        "reliability.csv": {name: scores.reliability() for name, scores in found.items()},
     }
     for file, parts in frames.items():
         joined = pd.concat([frame.assign(table=name) for name, frame in parts.items()], ignore_index=True)
@@ -148,6 +217,9 @@ def as_text(found: Mapping[str, TableScores]) -> str:
             lines.append(estimates({"iou less the first table's": scores.gain}, "difference", signed=True).to_string())
             rows["gain"] = scores.gain
         lines += [f"calibration {key.replace('_', ' ')}: {value:.4f}" for key, value in scores.calibration.items()]
+        within = {f"{stratum}: {key}": e for stratum, of in scores.strata.items() for key, e in of.items()}
+        if within:
+            lines.append(estimates(within, "score").to_string())
         if why := reasons(rows):
             lines.append(f"no interval: {why}")
         lines.append("")

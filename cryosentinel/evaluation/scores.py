@@ -214,6 +214,10 @@ def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"The score table {path} cannot be read ({reason}); {again}.") from None
+    if "cause" in arrow.column_names or "area_ha" in arrow.column_names:
+        raise InputError(
+            f"{path} is a table of causes or lakes; give the per_chip table beside it, and it is read too."
+        )
     if missing := [name for name in COLUMNS if name not in arrow.column_names]:
         raise InputError(f"The score table {path} lacks the columns {', '.join(missing)}; {again}.")
     try:

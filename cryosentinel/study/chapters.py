@@ -208,7 +208,8 @@ def seed_summary(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[s
         found: seed -> metrics file.
 
     Returns:
-        name -> ``mean``, ``spread`` (standard deviation over seeds, n - 1), ``values`` by seed, ``data``.
+        name -> ``mean``, ``spread`` (standard deviation over seeds, n - 1), ``values`` by seed, ``data``, and where the
+        runs have an interval ``low`` and ``high`` by seed.
     """
     out = {}
     for name in sorted(set.intersection(*(set(metrics) for metrics in found.values()))):
@@ -218,4 +219,7 @@ def seed_summary(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[s
         kind = next(iter(found.values()))[name]["data"]
         out[name] = {"mean": statistics.mean(values.values()), "spread": statistics.stdev(values.values()),
                      "values": values, "data": kind}  # fmt: skip
+        ends = {end: {str(s): metrics[name].get(end) for s, metrics in found.items()} for end in ("low", "high")}
+        if None not in (*ends["low"].values(), *ends["high"].values()):
+            out[name] |= ends
     return out

@@ -18,7 +18,7 @@ from cryosentinel.errors import InputError
 from cryosentinel.evaluation.causes import cause_table
 from cryosentinel.evaluation.evaluate import LABEL, Evaluation, kept, table_path
 from cryosentinel.evaluation.metrics import ALL_THRESHOLDS, best_threshold
-from cryosentinel.evaluation.objects import lake_table
+from cryosentinel.evaluation.objects import SCORES, lake_table
 from cryosentinel.evaluation.scores import write_scores
 from cryosentinel.files import replacing
 from cryosentinel.paths import SOUP
@@ -142,7 +142,7 @@ def scored(on: Chips, evaluation: Evaluation, threshold: float | None = None) ->
         layers = None if truth is None else lambda chip: lake_layers(chip, truth[chip.chip_id])
         return lake_table(maps, on.store, on.references.get("truth"), at, on.block_size, progress=True, layers=layers)
 
-    lakes = kept(evaluation.folder / "lakes_test.parquet", f"{key}|{at}", make_lakes)
+    lakes = kept(evaluation.folder / "lakes_test.parquet", f"{key}|{at}|{','.join(SCORES)}", make_lakes)
     if truth is not None:
         path = evaluation.folder / "causes_test.parquet"
         causes = kept(path, key, lambda: cause_table(maps, on.store, truth, on.block_size, progress=True))
