@@ -53,9 +53,27 @@ def test_a_gain_is_judged_by_its_interval(low, high, status):
     assert ledger.entries({name: record((low + high) / 2, low, high)})["soup_gain"].status == status
 
 
+def test_a_gain_without_an_interval_is_shown_with_its_reason():
+    name = "val_iou_soup_minus_best_snapshot"
+    entry = ledger.entries({name: {**record(-0.0012), "reason": "16 of 40 blocks hold lake"}})["soup_gain"]
+    assert entry.status == OPEN and "-0.0012" in entry.found and "16 of 40" in entry.found
+
+
+def test_statuses_that_code_can_tell_follow_from_what_it_reads(monkeypatch):
+    recipe = ledger._config(ledger._FINETUNE)
+    fixed = {**recipe, "loss": {**recipe["loss"], "pos_weight": 100}}
+    monkeypatch.setattr(ledger, "_config", lambda name: fixed)
+    facts = ledger.Facts({})
+    assert ledger._CLAIMS["positive_weight"](facts).status == HOLDS
+    facts.published["sanity_mndwi_text"] = facts.published["sanity_mndwi_code"]
+    assert ledger._CLAIMS["filter_table"](facts).status == HOLDS
+
+
 def test_rules_are_measured_not_assumed(bare):
     # Twice the buffer of 0.02 degrees, in longitude at 45 degrees north, is 3.1 km; in latitude 4.4 km.
     assert 3.1 < bare["separation"].figures["rule_km"] < 4.5 and bare["separation"].status == FAILS
+    # At 43 degrees 1 / cos(43 degrees) squared, less what the ellipsoid differs from the sphere.
+    assert bare["area"].figures["least"] < 1.87 < bare["area"].figures["most"] and bare["area"].status == FAILS
     assert bare["leakage_within_a_stage"].figures["overlapping_pairs"] == 0
     assert 0.5 < bare["leakage_between_stages"].figures["share_seen"] < 1
     # A square of 0.15 degrees loses 0.02 on each side.

@@ -428,6 +428,14 @@ def test_a_seed_has_a_run_folder_of_its_own_unless_it_is_the_configurations(tmp_
     assert other.folders.run.parent.parent.name == "tiny", "not beside it, where the latest run is looked for"
 
 
+def test_a_refused_checkpoint_is_said_before_chips_are_made_and_leaves_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CRYOSENTINEL_OUTPUTS", str(tmp_path / "outputs"))
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError):
+        Study("tiny").evaluate(tmp_path / "other.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.ckpt"]
+
+
 def test_a_bare_checkpoint_name_never_means_a_variant_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,6 +225,10 @@ class _WhenNeeded:
     def _predictor(self) -> ModelPredictor:
         return self._open()
 
+    def open(self) -> None:
+        """Open it now."""
+        _ = self._predictor
+
     @property
     def views(self) -> dict[str, Any]:
         return self._predictor.views
@@ -286,8 +290,10 @@ def evaluate(
 
     averaged = {**settings, "flips": 4}
     single_of = (folder_of(averaged), averaged) if flips == 1 and not changes.get("turns") else None
-    predictor = _WhenNeeded(open_predictor, settings)
-    return _evaluate(predictor, folder_of(settings), digest, on or Chips.of(study, splits), single_of)
+    predictor, folder = _WhenNeeded(open_predictor, settings), folder_of(settings)
+    if not (folder.is_dir() or (single_of and single_of[0].is_dir())):
+        predictor.open()  # there are no predictions yet: a refused checkpoint is said before chips are simulated
+    return _evaluate(predictor, folder, digest, on or Chips.of(study, splits), single_of)
 
 
 def baseline(study: Study, name: str = "mndwi", splits: Sequence[str] = ("val", "test")) -> Evaluation:
