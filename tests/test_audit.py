@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryosentinel import cli
+from cryosentinel import cli, paths
 from cryosentinel.data.chips import Chip
 from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation import audit as audits
@@ -267,6 +267,14 @@ def test_corrected_scores_two_sided_and_the_cards_variant(run):
     assert card and card <= {n for n, c in CASES.items() if c.verdict in ("label too small", "lake missing")}
     scores = [metrics.score(variants[name]) for name in ("raw", "two_sided_corrected", "undecidable_as_predicted")]
     assert scores[0] < scores[1] <= scores[2]
+
+
+def test_the_cards_own_correction_is_arithmetic_on_the_published_record():
+    table, said = audits.card_correction(json.loads(paths.PUBLISHED.read_text()))
+    assert table.loc["all regions"].tolist() == pytest.approx([665, 0.8918, 0.9082, 0.0164])
+    moved = table.index[table["gain"] != 0].tolist()
+    assert moved == ["all regions", "ile_alatau"] and table.loc["ile_alatau", "corrected"] == 0.9285
+    assert "665 chips less the 7 dropped are 658" in said and said.endswith("ile_alatau alone.")
 
 
 def test_nothing_accused_leaves_the_scores_alone(run):

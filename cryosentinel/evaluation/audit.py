@@ -23,9 +23,9 @@ on which the index disagreed with the label. The known truth of simulated chips 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -148,6 +148,37 @@ class Audit:
             "two_sided_drop": self._without(self.verdicts.index[accused]),
             "one_sided_drop": self.one_sided_drop(),
         }
+
+
+def card_correction(published: Mapping[str, Mapping[str, Any]]) -> tuple[pd.DataFrame, str]:
+    """The published card's own correction: what dropping its worst chips did, region by region, and its arithmetic.
+
+    Args:
+        published: the published record (:data:`cryosentinel.paths.PUBLISHED`), name -> value and n.
+
+    Returns:
+        A row for all regions and one a region: chips, raw and corrected test IoU, gain. A sentence: how many chips were
+        dropped, and which regions' scores moved.
+    """
+    import pandas as pd
+
+    raw, corrected = "test_iou@0.50_tta", "test_iou@0.50_label_corrected"
+    regions = [name.removeprefix(f"{raw}_") for name in published if name.startswith(f"{raw}_")]
+    rows = {}
+    for region in ("", *regions):
+        before, after = (published[name + (region and f"_{region}")] for name in (raw, corrected))
+        rows[region or "all regions"] = {
+            "chips": before["n"], "raw": before["value"], "corrected": after["value"],
+            "gain": after["value"] - before["value"],
+        }  # fmt: skip
+    chips, dropped, left = (
+        published[name]["value"] for name in ("chips_test", "audited_test_chips", "chips_label_corrected")
+    )
+    moved = [region for region in regions if rows[region]["gain"]]
+    right = "as the card says" if chips - dropped == left else f"and not {left}, as the card says"
+    alone = " alone" if len(moved) < len(regions) else ""
+    said = f"{chips} chips less the {dropped} dropped are {chips - dropped}, {right}; the score moves in "
+    return pd.DataFrame(rows).T, f"{said}{', '.join(moved)}{alone}."
 
 
 def worst_chips(verdicts: pd.DataFrame, count: int) -> pd.Index:
