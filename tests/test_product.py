@@ -15,6 +15,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from chip_factory import write_dataset
 from test_predict import PixelModel, exact, write_scene
@@ -41,6 +42,16 @@ def slow_model() -> PixelModel:
             return super().forward(batch)
 
     return Slow().eval()
+
+
+def model_that_tells_threads() -> PixelModel:
+    """Its logits say how many threads of torch made them."""
+
+    class Telling(PixelModel):
+        def forward(self, batch):  # type: ignore[no-untyped-def]
+            return super().forward(batch) * 0 + torch.get_num_threads()
+
+    return Telling().eval()
 
 
 def ground(height: int, width: int) -> np.ndarray:
@@ -322,3 +333,19 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("cryosentinel.mapping.cluster.CONNECT_S", 0.5)
     with pytest.raises(HubError, match=r"tcp://127\.0\.0\.1:9"), cluster("tcp://127.0.0.1:9"):
         pass
+
+
+def test_workers_take_as_many_threads_as_this_process(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    scene, threads = write_scene(tmp_path / "a.tif", ground(224, 224)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        options = exact(flips=1)
+        alone = predict_scene(model_that_tells_threads(), scene, tmp_path / "alone", options=options, progress=False)
+        with cluster("local") as client:
+            maker = cluster_maker(model_that_tells_threads, client)
+            there = predict_scene(None, scene, tmp_path / "there", options=options, progress=False, weights="w",
+                                  maker=maker)  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert there["probability"].read_bytes() == alone["probability"].read_bytes()

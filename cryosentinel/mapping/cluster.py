@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,8 @@ def cluster(scheduler: str) -> Iterator[Client]:
     """A client of a Dask cluster.
 
     Args:
-        scheduler: address of a scheduler (``tcp://host:8786``), or "local" for a worker process a core.
+        scheduler: address of a scheduler (``tcp://host:8786``), or "local" for worker processes that share the cores,
+            each with as many threads as torch has here: OMP_NUM_THREADS=1 makes it a worker a core.
 
     Raises:
         ConfigError: Dask is not installed.
@@ -72,7 +74,13 @@ def cluster(scheduler: str) -> Iterator[Client]:
         raise ConfigError("A cluster needs Dask; install it with: pip install 'cryosentinel[ingest]'.") from None
 
     if scheduler == "local":
-        with LocalCluster(threads_per_worker=1, dashboard_address=None) as local, Client(local) as client:
+        import torch
+
+        workers = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+            Client(local) as client,
+        ):
             yield client
         return
     try:
@@ -86,18 +94,22 @@ def cluster(scheduler: str) -> Iterator[Client]:
 def cluster_maker(load: Callable[[], Segmenter], client: Client) -> Maker:
     """Bands made by the workers of a cluster, which must see the scene's files and the checkpoint under their paths.
 
-    A task whose worker dies is given to another one; a band is the same wherever it is made.
+    A task whose worker dies is given to another one; a band is the same wherever it is made: workers take as many
+    threads of torch as this process, because sums over other numbers of threads differ in their last bit.
 
     Args:
         load: opens the model on a worker; must be pickled.
         client: of the cluster.
     """
+    import torch
     from distributed import as_completed
+
+    threads = torch.get_num_threads()
 
     def make(scene: Scene, options: Options, runs: Sequence[tuple[int, int]]) -> Iterable[Band]:
         pieces = [(at, min(at + BANDS_A_TASK, last)) for first, last in runs for at in range(first, last, BANDS_A_TASK)]
         tasks = [
-            client.submit(make_bands, load, scene, options, first, last, 1, pure=False, retries=RETRIES)
+            client.submit(make_bands, load, scene, options, first, last, threads, pure=False, retries=RETRIES)
             for first, last in pieces
         ]
         try:
