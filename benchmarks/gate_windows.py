@@ -79,8 +79,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
     from cryosentinel.data.chips import valid_mask
     from cryosentinel.errors import InputError
     from cryosentinel.mapping.gate import Gate
+    from cryosentinel.mapping.planning import GATE_OVERLAP
     from cryosentinel.mapping.product import default_weights
-    from cryosentinel.mapping.scene import GATE_OVERLAP, NO_DATA, RUN, Options, seen_by_windows
+    from cryosentinel.mapping.scene import NO_DATA, RUN, Options, seen_by_windows
 
     try:
         from cryosentinel.models.checkpoint import load_segmenter

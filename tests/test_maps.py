@@ -87,6 +87,12 @@ def test_text_of_a_file_cannot_become_markup(page):
     assert "\\u003cb\\u003elake" not in page and "<b>lake" not in page
 
 
+def test_the_control_of_layers_shows_their_colours(page):
+    import html
+
+    assert r"style=\"color:#E69F00\"" in html.unescape(page)
+
+
 def test_marker_is_refused_with_what_to_leave_out():
     with pytest.raises(InputError, match=r"jquery.*leave the plug-in or the marker out"):
         self_contained('<script src="https://x/jquery.min.js"></script><script>$(`<div>`)</script>')

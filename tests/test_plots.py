@@ -97,7 +97,10 @@ def test_figures_maps_and_pages_share_their_colours():
     assert f".ceiling {{ background: {colours.TRUTH.lower()}; }}" in css
     names = ("predicted, p >= 0.5", "label", "known truth", "lakes 2021")
     found = [colours.of_layer(name, number) for number, name in enumerate(names)]
-    assert found[:3] == [colours.PREDICTION, colours.LABEL, colours.TRUTH] and len(set(found)) == 4
+    assert found == [colours.PREDICTION, colours.LABEL, colours.TRUTH, colours.PREDICTION]
+    years = ("lakes 2017", "lakes 2021", "lakes 2022", "lakes 2023", "truth 2023", "mapped 2023", "skipped by the gate")
+    found = colours.of_layers(years)
+    assert len(set(found)) == len(found) and found[4:6] == [colours.TRUTH, colours.PREDICTION]
 
 
 def test_the_cover_shows_a_middling_chip_among_those_with_much_lake():

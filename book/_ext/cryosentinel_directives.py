@@ -251,8 +251,8 @@ class Plan(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """One table, and a sentence on what was measured."""
-        from cryosentinel.mapping.planning import plan_regions
-        from cryosentinel.mapping.scene import GATE_OVERLAP, Options
+        from cryosentinel.mapping.planning import GATE_OVERLAP, plan_regions
+        from cryosentinel.mapping.scene import Options
 
         path = Path(self.env.app.srcdir).parent / "benchmarks" / "results.json"
         self.env.note_dependency(str(path.resolve()))

@@ -135,6 +135,7 @@ def lake_map(
         )
         layer.add_to(shown)
         corners += bounds
+    layer_colours = colours.of_layers(list(lakes))
     for number, (name, outlines) in enumerate(lakes.items()):
         if outlines.crs is None:
             raise InputError(f"The lakes {name!r} have no CRS; set it (GeoDataFrame.set_crs) before they are mapped.")
@@ -142,12 +143,12 @@ def lake_map(
             continue
         outlines = outlines.to_crs(4326)
         fields = [column for column in outlines.columns if column != outlines.geometry.name]
-        colour = colours.of_layer(name, number)
+        colour = layer_colours[number]
         # Text in the columns goes into the page as HTML, and names of lakes come from files.
         outlines = outlines.assign(**{f: outlines[f].map(_safe) for f in fields})
         folium.GeoJson(
             outlines.to_json(),
-            name=html.escape(name),
+            name=f'<span style="color:{colour}">&#9632;</span> {html.escape(name)}',
             show=not name.startswith(hidden),
             style_function=lambda _, colour=colour: {"color": colour, "weight": 2, "fillOpacity": 0.12},
             popup=folium.GeoJsonPopup(fields, [html.escape(f).replace("_", " ") for f in fields]) if fields else None,

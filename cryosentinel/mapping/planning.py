@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL = "all of High Mountain Asia"
+#: Pixels that windows share where few are wanted (``map --gate --overlap 32``); ``seam_error`` measures what it costs.
+GATE_OVERLAP = 32
 _EQUAL_AREA = 6933  # cylindrical: boxes of degrees stay boxes, whose areas add up exactly
 
 

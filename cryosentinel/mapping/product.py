@@ -453,7 +453,7 @@ def probability_image(path: str | os.PathLike[str], shape: tuple[int, int] | Non
 
     with rasterio.open(path) as source:
         bins = source.read(1, out_shape=shape or source.shape)
-    shade = matplotlib.colormaps["viridis"](bins / BINS, bytes=True)
+    shade = matplotlib.colormaps[colours.PROBABILITY](bins / BINS, bytes=True)
     shade[..., 3] = np.where((bins == INVALID) | (bins < BINS // 20), 0, 255)
     return shade
 

@@ -45,9 +45,6 @@ WINDOW_STATES = ("run", "no data", "gated")
 
 OPTICAL = len(MODALITIES["S2L2A"])
 
-#: Overlap with which the gate saves most: its benchmark, ``map --gate`` and the plan of a range share it.
-GATE_OVERLAP = 32
-
 #: A pixel's true size may differ by this share from 10 m (map projections stretch) before the scene is resampled.
 SIZE_TOLERANCE = 0.05
 #: Beyond this factor the scene was not taken at 10 m, and resampling would invent detail.
