@@ -26,8 +26,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     from benchmarks.gate_windows import _scene
     from cryosentinel.data.geotiff import Raster, write_geotiff
-    from cryosentinel.mapping.product import default_weights
     from cryosentinel.mapping.planning import GATE_OVERLAP
+    from cryosentinel.mapping.product import default_weights
     from cryosentinel.mapping.scene import Options, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter
 
