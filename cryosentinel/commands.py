@@ -365,7 +365,8 @@ def map(
         s1: VV and VH on the same grid, dB.
         dem: elevation on the same grid, metres.
         data: folder of chips in the published format.
-        service: where the images of a place come from: planetary-computer, or the address of a STAC API.
+        service: where the images of a place come from: planetary-computer, earth-search, cdse, or the address of a
+            STAC API.
         bbox: west,south,east,north of a place, degrees.
         region: of the chips; of a place one of the twelve regions, or a name of your own for its files.
         year: of the chips or the place, or of the scenes where they do not say.

@@ -288,6 +288,13 @@ def test_large_reads_that_fail_while_a_small_probe_succeeds_are_not_written_off(
     np.testing.assert_array_equal(stored(), world.scene()["dem"][0])
 
 
+def test_a_file_without_its_last_blocks_is_the_items_fault(stored, files):
+    path = files.root / stored.path.lstrip("/")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BrokenAssetError, match="shorter"):
+        stored()
+
+
 def test_a_missing_file_is_the_items_fault_and_not_remembered(stored, files):
     path = files.root / stored.path.lstrip("/")
     away = path.rename(path.with_suffix(".away"))

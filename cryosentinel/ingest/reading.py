@@ -176,7 +176,7 @@ def read(
             if attempt == last:
                 if UNREADABLE.search(text):
                     raise BrokenAssetError(f"{what} ({text[:160]})")
-                if _ends_early(address(href, service)):
+                if _ends_early(address(href, service), service):
                     raise BrokenAssetError(f"{what} (its file for {name} is shorter than its own directory says)")
                 raise ServiceDownError(
                     f"The server of {what} still fails after {retries} retries ({text[:160]}); run the same command "
@@ -265,22 +265,32 @@ def _probe(path: str) -> None:
         pass
 
 
-def _ends_early(path: str) -> bool:
-    """Whether a TIFF at an HTTP address lacks its last blocks, which no retry will bring; False where unknown."""
+#: The last bytes of a file as an image: over S3 GDAL alone knows how to sign, and gives zeros beyond the end.
+TAIL = """<VRTDataset rasterXSize="16" rasterYSize="1"><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform>
+<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand">
+<SourceFilename relativetoVRT="0">{}</SourceFilename><ImageOffset>{}</ImageOffset><PixelOffset>1</PixelOffset>
+<LineOffset>16</LineOffset></VRTRasterBand></VRTDataset>"""
+
+
+def _ends_early(path: str, service: Service) -> bool:
+    """Whether a remote TIFF lacks its last block, which no retry will bring; False where unknown."""
     import rasterio
     import requests
 
-    if not path.startswith("http"):
-        return False
     try:
-        with rasterio.open(path, sharing=False) as source:
+        with gdal(service, 0, forget=True), rasterio.open(path, sharing=False) as source:
             (high, wide), at = source.block_shapes[0], source.shape
             block = f"{(at[1] - 1) // wide}_{(at[0] - 1) // high}"
             offset, size = (
                 int(source.get_tag_item(f"BLOCK_{w}_{block}", "TIFF", bidx=1) or 0) for w in ("OFFSET", "SIZE")
             )
         end = offset + size - 1
-        return end > 0 and requests.get(path, headers={"Range": f"bytes={end}-{end}"}, timeout=20).status_code == 416
+        if end < 16:
+            return False
+        if path.startswith("/vsis3/"):
+            with gdal(service, 0, forget=True), rasterio.open(TAIL.format(path, end - 15)) as tail:
+                return not tail.read(1).any()  # compressed blocks end in their checksum
+        return requests.get(path, headers={"Range": f"bytes={end}-{end}"}, timeout=20).status_code == 416
     except (OSError, ValueError):
         return False
 
