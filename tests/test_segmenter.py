@@ -225,6 +225,8 @@ def test_a_network_of_ones_own_is_fed_like_the_packages(tmp_path, monkeypatch):
         made(data, ["DEM"])
     save_checkpoint(tmp_path / "own.ckpt", made)
     assert torch.equal(load_segmenter(tmp_path / "own.ckpt")(data), made(data))
+    with pytest.raises(ConfigError, match="leave stem_channels out"):
+        SegmenterConfig(architecture="mean_of_bands", stem_channels=(8,))
     with pytest.raises(ConfigError, match="pixel"):
         add_architecture("pixel", lambda config: _Mean(3))
     segmenter_module._ADDED.clear()  # another program, which has not added the name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from chip_factory import write_dataset
 from model_factory import batch
+from training_factory import configuration, small_dataset  # noqa: F401
 
 from cryosentinel.data.store import ChipStore
 from cryosentinel.errors import ConfigError, InputError
@@ -14,7 +17,8 @@ from cryosentinel.indices import mndwi, ndwi, slope
 from cryosentinel.models.segmenter import Segmenter, SegmenterConfig, build_segmenter
 from cryosentinel.models.stem import feature_count
 from cryosentinel.sensors import MODALITIES, PUBLISHED_STATISTICS
-from cryosentinel.training.config import PixelWarmupConfig
+from cryosentinel.training.config import PixelWarmupConfig, parse
+from cryosentinel.training.fit import build, prepare_task
 from cryosentinel.training.losses import label_rim
 from cryosentinel.training.warmup import draw_pixels, warm_up
 
@@ -40,9 +44,12 @@ def test_features_are_the_bands_their_logs_the_indices_and_the_slope():
     assert np.allclose(np.rad2deg((found[0, 29].numpy()[inside] + 0.8) / 2), degrees, atol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["unet", "smp_unet"])
-def test_context_starts_as_nothing_and_learns_at_once(architecture):
-    model, data = make(architecture, encoder_name="resnet18"), batch(1)
+@pytest.mark.parametrize(
+    ("architecture", "channels"), [("unet", 4), ("unet", 1), ("smp_unet", 4), ("smp_unet", 1), ("terramind", 4)]
+)
+def test_context_starts_as_nothing_and_learns_at_once(architecture, channels):
+    slim = {"decoder": "UNetDecoder", "decoder_channels": [16, 8, 8, 8], "head_channels": []}
+    model, data = make(architecture, encoder_name="resnet18", context_channels=channels, **slim), batch(1)
     alone = model.stem(model.features(data))
     assert torch.allclose(model(data), alone, atol=1e-5)
     model(data).square().mean().backward()
@@ -131,3 +138,32 @@ def test_what_cannot_be_warmed_up_is_said(store):
         warm_up(make("smp_unet", stem_channels=[], encoder_name="resnet18"), store, [0], PixelWarmupConfig(1), 1)
     with pytest.raises(ConfigError, match="lr above 0"):
         PixelWarmupConfig(lr=0)
+
+
+class _Context(torch.nn.Module):
+    """Stands for TerraMind: an encoder with the names of the published one, and no more."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Module()
+        self.encoder.encoder_embeddings = torch.nn.ModuleDict({"first": torch.nn.Conv2d(15, 4, 1)})
+
+    def forward(self, inputs):
+        return self.encoder.encoder_embeddings["first"](torch.cat(list(inputs.values()), 1))
+
+
+@pytest.mark.parametrize("kind", ["none", "encoder", "whole"])
+def test_a_stem_that_no_file_brings_is_warmed_up(kind, tmp_path, small_dataset, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("cryosentinel.models.segmenter.build_terramind", _Context)
+    network = {"architecture": "terramind", "stem_channels": [8], "context_channels": 4}
+    states = {"encoder": lambda model: model.net.encoder.state_dict(), "whole": lambda model: model.state_dict()}
+    if kind != "none":
+        given = build_segmenter(SegmenterConfig.from_dict(network), PUBLISHED_STATISTICS)
+        torch.save({"state_dict": states[kind](given)}, tmp_path / "start.pt")
+        network["weights"] = str(tmp_path / "start.pt")
+    config = configuration(small_dataset, model=network) | {"pixel_warmup": {"steps": 2, "pixels": 64}}
+    run, data, _ = build(*parse(config))
+    model = prepare_task(run, data, SimpleNamespace(world_size=1, global_rank=0)).model
+    assert ("warmed up" in capsys.readouterr().out) == (kind != "whole")
+    if kind == "whole":
+        assert torch.equal(model.stem.head.weight, given.stem.head.weight)

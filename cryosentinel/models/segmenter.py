@@ -183,6 +183,11 @@ class SegmenterConfig:
             )
         if self.architecture in ("unet", "pixel") and not self.stem_channels:
             raise ConfigError(f"The architecture {self.architecture} stands on the stem; give stem_channels.")
+        if self.architecture in _ADDED and self.stem_channels:
+            raise ConfigError(
+                f"A network of your own gives logits and no features for a stem; leave stem_channels out, or let "
+                f"{self.architecture} hold a stem of its own."
+            )
         if self.architecture in ("unet", "pixel") and self.pretrained:
             raise ConfigError(
                 f"There are no published weights of the architecture {self.architecture}; set pretrained to false, or "
@@ -338,6 +343,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.config = config
         self.net = net
+        self.started_whole = False  # whether a whole checkpoint gave the first weights, those of the stem among them
         self.refiner = IndexRefiner(config.refiner_channels) if config.refiner else None
         self.stem: AllBandStem | None = None
         if config.stem_channels:
@@ -425,6 +431,8 @@ class Segmenter(nn.Module):
         elif self.config.architecture != "pixel":
             output = self.net(inputs)
             context = output if isinstance(output, torch.Tensor) else output.output
+            if context.ndim == 3:  # one channel of context comes without its axis, as a logit does
+                context = context[:, None]
         return stem.fused(hidden, context).float()
 
     def _used(self, modalities: Sequence[str] | None) -> tuple[str, ...]:
@@ -628,6 +636,7 @@ def build_segmenter(config: SegmenterConfig, statistics: Statistics | None = Non
             load_backbone(segmenter.net, initial, source)
         else:
             load_state(segmenter, initial, source)
+            segmenter.started_whole = True
     return segmenter
 
 

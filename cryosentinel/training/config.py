@@ -84,8 +84,8 @@ class PixelWarmupConfig:
     """Training of the stem on single pixels, before anything else learns.
 
     Attributes:
-        steps: of AdamW, along a cosine to zero; 0 for none. A run that starts from given weights (model.weights) takes
-            none either.
+        steps: of AdamW, along a cosine to zero; 0 for none. A run that starts from a whole checkpoint (model.weights)
+            takes none either: its stem has learned.
         pixels: a step.
         per_chip: pixels of each class drawn from a training chip, weighted by what they stand for.
         lr: its learning rate.

@@ -236,7 +236,8 @@ def prepare_task(
         start_weights=start_weights,
     )
     task.configure_model()
-    if start_weights and run.model.weights is None and run.pixel_warmup.steps:
+    # An encoder's file leaves the stem at random; a whole checkpoint has trained it already.
+    if start_weights and run.pixel_warmup.steps and not task.model.started_whole:
         # Every rank draws the same pixels, so all begin with the same weights.
         store, rows = data.store, data.rows["train"]
         before, after = warm_up(task.model, store, rows, run.pixel_warmup, run.seed, run.loss.ignore_rim)  # type: ignore[arg-type]
