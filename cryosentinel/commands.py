@@ -126,7 +126,7 @@ def study(
 
 def simulate(
     root: Path,
-    preset: Preset = "quick",
+    preset: Preset | Literal["reservoirs"] = "quick",
     chips: int | None = None,
     seed: int | None = None,
     regions: list[str] | None = None,
@@ -136,7 +136,7 @@ def simulate(
 
     Args:
         root: folder of the shards; the truth goes to ROOT-truth.
-        preset: number of places, windows and years.
+        preset: number of places, windows and years; reservoirs is the enriched stratum, a test split alone.
         chips: about so many chips instead of the preset's number.
         seed: another draw of the same kind; the preset's own by default.
         regions: only these of the twelve, as [ile_alatau,tien_shan_full]; the preset's own by default.

@@ -168,6 +168,7 @@ def test_simulated_chips_of_chosen_regions(monkeypatch: pytest.MonkeyPatch, caps
     assert main(["simulate", "x", "--chips", "240", "--regions", "[ile_alatau,zhetysu_alatau]", "--seed", "9"]) == 0
     assert asked[0].regions == ("ile_alatau", "zhetysu_alatau") and abs(asked[0].expected_chips - 240) < 40
     assert asked[0].seed == 9
+    assert main(["simulate", "x", "--preset", "reservoirs"]) == 0 and asked[1].around == "reservoirs"
     assert main(["simulate", "x", "--regions", "[atlantis]"]) == 2
     assert "atlantis" in capsys.readouterr().err
 

@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryosentinel.errors import ConfigError
+from cryosentinel import Study, paths
+from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.evaluation.evaluate import Evaluation
 from cryosentinel.evaluation.scores import BINS
+from cryosentinel.files import write_json
+from cryosentinel.simulate import PRESETS
 from cryosentinel.study import limitations
 
 N = 30
@@ -68,3 +71,21 @@ def test_one_chip_of_every_place() -> None:
     for regions in (["c"], ["a", "b"], []):
         with pytest.raises(ConfigError, match="a, b"):
             limitations.held_out(study, regions)
+
+
+@pytest.mark.parametrize(("name", "open_them"), [("tiny", Study.chips), ("reservoirs_tiny", limitations.reservoirs)])
+def test_chips_of_an_older_simulator_are_refused(name, open_them, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(paths.OUTPUTS_VARIABLE, str(tmp_path))
+    record = paths.datasets() / name / "simulation.json"
+    write_json(record, {"fingerprint": "of an older version", "complete": True, "shards": []})
+    with pytest.raises(InputError, match="another configuration or version"):
+        open_them(Study("tiny", out=tmp_path / "study"))
+
+
+def test_chips_that_are_there_are_used_without_a_word(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(paths.OUTPUTS_VARIABLE, str(tmp_path))
+    record = {"fingerprint": PRESETS["tiny"].fingerprint(), "complete": True, "shards": []}
+    write_json(paths.datasets() / "tiny" / "simulation.json", record)
+    study = Study("tiny", out=tmp_path / "study")
+    capsys.readouterr()
+    assert study.chips() == study.root and not capsys.readouterr().out

@@ -6,7 +6,6 @@ as sharp as all, at a quarter of the time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,7 @@ from cryosentinel.evaluation.evaluate import Evaluation
 from cryosentinel.evaluation.metrics import chip_keys
 from cryosentinel.evaluation.objects import lake_table, scores
 from cryosentinel.evaluation.uncertainty import closeness, disagreement, error_table
-from cryosentinel.files import read_json
-from cryosentinel.study.stages import Chips
+from cryosentinel.study.stages import Chips, simulated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,15 +130,12 @@ def uncertainties(found: dict[str, Evaluation], on: Chips, threshold: float) -> 
 def reservoirs(study: Study) -> Chips:
     """The enriched stratum: places around reservoirs and ponds of a world of its own; made where missing."""
     from cryosentinel.data.store import ChipStore
-    from cryosentinel.simulate import PRESETS, TruthStore, simulate
-    from cryosentinel.simulate.build import RECORD_FILE
+    from cryosentinel.simulate import PRESETS, TruthStore
 
     places = {"tiny": 2, "quick": 24}.get(study.preset, PRESETS["reservoirs"].places["test"])
     config = replace(PRESETS["reservoirs"], windows=1, places={"train": 0, "val": 0, "test": places})
     root = paths.datasets() / f"reservoirs_{study.preset}"
-    if not ((root / RECORD_FILE).is_file() and read_json(root / RECORD_FILE)["complete"]):
-        with study.metrics.timed("simulate_reservoirs", "The chips around reservoirs are missing; making them."):
-            simulate(root, config, workers=1 if places < 10 else os.cpu_count() or 1)
+    simulated(study, "simulate_reservoirs", root, config, "The chips around reservoirs", 1 if places < 10 else 0)
     store = ChipStore(root)
     return Chips(root, store, TruthStore(root), {"test": list(range(len(store)))}, config.block_size)
 

@@ -18,8 +18,8 @@ import yaml
 
 from cryosentinel import paths
 from cryosentinel.errors import ConfigError, CryoSentinelError, InputError
-from cryosentinel.files import sha256
-from cryosentinel.paths import SOUP, STATISTICS_FILE
+from cryosentinel.files import read_json, sha256
+from cryosentinel.paths import SOUP
 from cryosentinel.precision import choose
 
 if TYPE_CHECKING:
@@ -29,20 +29,42 @@ if TYPE_CHECKING:
     from cryosentinel.evaluation.audit import Audit
     from cryosentinel.evaluation.evaluate import Evaluation, Reference
     from cryosentinel.evaluation.predictors import ModelPredictor, Predictor
-    from cryosentinel.simulate import TruthStore
+    from cryosentinel.simulate import SimulationConfig, TruthStore
     from cryosentinel.study.comparison import Network
     from cryosentinel.study.study import Study
 
 
 def chips(study: Study) -> Path:
-    """The folder of shards; simulated first where the preset's are missing."""
-    if study.simulated and not (study.root / STATISTICS_FILE).is_file():
-        from cryosentinel.simulate import PRESETS, simulate
+    """The folder of shards; simulated first where the preset's are missing.
 
-        sentence = f"The simulated chips of preset {study.preset} are missing; making them."
-        with study.metrics.timed("simulate", sentence):
-            simulate(study.root, PRESETS[study.preset], workers=os.cpu_count() or 1)
+    Raises:
+        InputError: the folder holds chips of another configuration or version of the simulator.
+    """
+    if study.simulated:
+        from cryosentinel.simulate import PRESETS
+
+        simulated(study, "simulate", study.root, PRESETS[study.preset], f"The simulated chips of preset {study.preset}")
     return study.root
+
+
+def simulated(study: Study, stage: str, root: Path, config: SimulationConfig, what: str, workers: int = 0) -> None:
+    """Make a dataset where it is not whole, which is announced and timed; one that is stale is refused.
+
+    Args:
+        study: whose stage it is.
+        stage: name for the timings.
+        root, config: see :func:`cryosentinel.simulate.simulate`, which returns at once where all is there.
+        what: the dataset in words, the beginning of a sentence.
+        workers: processes; 0 for one a core.
+    """
+    from cryosentinel.simulate import simulate
+    from cryosentinel.simulate.build import RECORD_FILE
+
+    record = root / RECORD_FILE
+    whole = record.is_file() and read_json(record)["complete"]
+    announced = study.metrics.timed(stage, f"{what} are missing; making them.")
+    with contextlib.nullcontext() if whole else announced:
+        simulate(root, config, workers=workers or os.cpu_count() or 1)
 
 
 def learning_rates(config: str | os.PathLike[str]) -> pd.DataFrame:
