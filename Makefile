@@ -5,6 +5,7 @@ VENV ?= .venv
 PRESET ?= quick
 ONLY ?=
 PIP_OPTIONS ?=
+BOOK_OPTIONS ?=
 
 RUN := $(VENV)/bin
 SHELL := /bin/bash
@@ -29,11 +30,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 study: $(VENV)/.installed  ## run the whole study on the embedded benchmark and build the book (PRESET=quick)
 	$(RUN)/python -m cryosentinel study --preset $(PRESET)
-	$(RUN)/jupyter-book build book/
+	$(RUN)/jupyter-book build $(BOOK_OPTIONS) book/
 	@echo "The book: $(CURDIR)/book/_build/html/index.html"
 
 book: $(VENV)/.installed  ## build the book from the last study (runs the quick study first if there is none)
-	$(RUN)/jupyter-book build book/
+	$(RUN)/jupyter-book build $(BOOK_OPTIONS) book/
 	@echo "The book: $(CURDIR)/book/_build/html/index.html"
 
 picture: $(VENV)/.installed  ## put the study's cover where README and book show it

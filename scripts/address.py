@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tomllib
@@ -13,6 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "main"
+_IMAGES = {
+    "Binder": "https://mybinder.org/badge_logo.svg",
+    "Colab": "https://colab.research.google.com/assets/colab-badge.svg",
+}
 _FORM = re.compile(r"https://[^/\s]+/[^/\s]+/[^/\s]+")
 _BADGES = re.compile(r"(<!-- badges: scripts/address.py -->\n)(?:.*?\n)?(<!-- /badges -->)", re.DOTALL)
 _CITATION = re.compile(r"^(?:# )?repository-code:.*$", re.MULTILINE)
@@ -45,6 +50,10 @@ def launch_links(address: str, notebook: str) -> dict[str, str]:
     }
 
 
+def _badge(name: str, link: str) -> str:
+    return f"[![{name}]({_IMAGES[name]})]({link})"
+
+
 def badges(address: str) -> str:
     """The README's badges as Markdown lines; empty while there is no address, so that no badge is dead."""
     if not address.startswith("https://github.com/"):
@@ -54,8 +63,7 @@ def badges(address: str) -> str:
     return "\n".join(
         [
             f"[![tests]({workflow}/badge.svg)]({workflow})",
-            f"[![Binder](https://mybinder.org/badge_logo.svg)]({links['Binder']})",
-            f"[![Colab](https://colab.research.google.com/assets/colab-badge.svg)]({links['Colab']})",
+            *(_badge(name, link) for name, link in links.items()),
         ]
     )
 
@@ -68,17 +76,30 @@ def in_step(readme: str, citation: str, address: str) -> tuple[str, str]:
     return readme, citation
 
 
-def notebook_in_step(text: str, address: str) -> str:
-    """A notebook as it should read for an address: its first cell installs from there where it must."""
-    return _INSTALL.sub(lambda match: f"{match[1]}{address}{match[2]}", text)
+def notebook_in_step(text: str, address: str, notebook: str = "notebooks/03_evaluate.ipynb") -> str:
+    """A notebook as it should read for an address: badges below its title, and a cell that installs from there.
+
+    Args:
+        text: the notebook's JSON.
+        address: of the repository; empty takes the badges away.
+        notebook: path inside the repository.
+    """
+    content = json.loads(_INSTALL.sub(lambda match: f"{match[1]}{address}{match[2]}", text))
+    lines = content["cells"][0]["source"]
+    if len(lines) > 2 and lines[2].startswith("[!["):
+        del lines[1:3]  # an empty line and the badges of another address
+    if badges := [_badge(name, link) for name, link in launch_links(address, notebook).items()]:
+        lines[1:1] = ["\n", " ".join(badges) + "\n"]
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def set_address(pyproject: str, address: str) -> str:
-    """pyproject.toml's text with the address in ``[project.urls]``.
+    """pyproject.toml's text with the address in ``[project.urls]``; what ``git clone`` takes, ``.git``, is cut off.
 
     Raises:
         ValueError: the address does not have the form https://HOST/OWNER/NAME.
     """
+    address = address.rstrip("/").removesuffix(".git")
     if not _FORM.fullmatch(address):
         raise ValueError(f"{address!r} does not have the form https://HOST/OWNER/NAME.")
     table = f'[project.urls]\nRepository = "{address}"'
@@ -90,7 +111,7 @@ def main(argv: list[str]) -> int:
     if argv:
         path = ROOT / "pyproject.toml"
         try:
-            path.write_text(set_address(path.read_text(encoding="utf-8"), argv[0].rstrip("/")), encoding="utf-8")
+            path.write_text(set_address(path.read_text(encoding="utf-8"), argv[0]), encoding="utf-8")
         except ValueError as error:
             print(f"address: {error}", file=sys.stderr)
             return 2
@@ -100,7 +121,8 @@ def main(argv: list[str]) -> int:
     for path, text in zip((readme, citation), texts, strict=True):
         path.write_text(text, encoding="utf-8")
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        path.write_text(notebook_in_step(path.read_text(encoding="utf-8"), address), encoding="utf-8")
+        text = notebook_in_step(path.read_text(encoding="utf-8"), address, f"notebooks/{path.name}")
+        path.write_text(text, encoding="utf-8")
     print(f"The repository's address: {address or 'not set'}")
     return 0
 

@@ -1,7 +1,7 @@
 """Put the soup of a finished study into the package: bfloat16 weights, the model card and area intervals beside them.
 
 ``python scripts/ship_weights.py [STUDY [RUN]]``: STUDY is the folder with metrics.json (outputs/study by default), RUN
-the run folder (the latest of its preset by default). What lies in cryosentinel/weights is replaced; ``cryosentinel
+the run folder (that of the study's preset by default). What lies in cryosentinel/weights is replaced; ``cryosentinel
 map`` and ``predict`` use it where no checkpoint is named.
 """
 
@@ -21,6 +21,12 @@ FOLDER = paths.PACKAGE / "weights"
 NAME = "glacial_lakes_simulated.safetensors"
 
 
+def preset_of(study: Path) -> str:
+    """The preset of a study, which is also the name of its run folder."""
+    (preset,) = {stage["preset"] for stage in read_json(study / "timings.json").values()}
+    return str(preset)
+
+
 def ship(study: Path, run: Path, folder: Path = FOLDER) -> Path:
     """Write the weights and their card.
 
@@ -37,13 +43,12 @@ def ship(study: Path, run: Path, folder: Path = FOLDER) -> Path:
     path = convert(run / "checkpoints" / paths.SOUP, folder / NAME)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        # Half the bytes; rounding moves a weight by at most 0.4 %, and the tests compare the maps.
+        # Half the bytes; rounding moves a weight by at most 0.4 %.
         tensors = {name: file.get_tensor(name).to(torch.bfloat16) for name in file.keys()}  # noqa: SIM118
     with replacing(path) as part:
         save_file(tensors, part, metadata)
-    (preset,) = {stage["preset"] for stage in read_json(study / "timings.json").values()}
     path.chmod(0o644)
-    card = write_model_card(folder, read_json(study / "metrics.json"), f"CryoSentinel {run.name}", preset)
+    card = write_model_card(folder, read_json(study / "metrics.json"), f"CryoSentinel {run.name}", preset_of(study))
     text = (
         card.read_text(encoding="utf-8").replace(f"checkpoints/{paths.SOUP}", NAME).replace(f" --ckpt {paths.SOUP}", "")
     )
@@ -63,7 +68,7 @@ def main(words: list[str]) -> int:
     """Run the script; errors end in a sentence."""
     try:
         study = Path(words[0]) if words else paths.outputs() / "study"
-        run = Path(words[1]) if len(words) > 1 else max(paths.runs().glob("*/checkpoints/soup.ckpt")).parent.parent
+        run = Path(words[1]) if len(words) > 1 else paths.runs() / preset_of(study)
         path = ship(study, run)
     except (CryoSentinelError, ValueError) as error:
         print(f"ship_weights: {error}", file=sys.stderr)

@@ -38,6 +38,10 @@ def test_an_import_that_leads_upwards_is_noticed(tmp_path):
     (package / "models" / "b.py").write_text("def f():\n    from cryosentinel.data import chips\n")
     (package / "evaluation" / "c.py").write_text("class A:\n    def f(self):\n        import cryosentinel.training\n")
     assert architecture.upward(architecture.imports(package)) == [("evaluation", "training"), ("models", "data")]
+    (package / "models" / "b.py").write_text("from .. import study\nfrom . import a\n")
+    (package / "evaluation" / "c.py").write_text("from cryosentinel import paths, Study\n")
+    (package / "__init__.py").write_text('_PLACES = {"Study": "study.study"}\n')
+    assert architecture.upward(architecture.imports(package)) == [("evaluation", "study"), ("models", "study")]
 
 
 def test_the_drawing_shows_the_direct_imports():

@@ -30,6 +30,8 @@ from cryosentinel_figures import (  # noqa: E402
 from cryosentinel_pages import NO_DATA, chapter_data, data_box, describe_images, fold_cells  # noqa: E402
 
 from cryosentinel import paths  # noqa: E402
+from cryosentinel.simulate.realism import LIMITS  # noqa: E402
+from cryosentinel.simulate.realism_plots import GUARDS  # noqa: E402
 
 CHAPTERS = (
     "01_data", "02_train", "03_evaluate", "04_label_noise_audit", "05_limitations", "06_failed_finetune", "07_lake_maps"
@@ -53,6 +55,12 @@ def _metrics() -> dict[str, dict]:
         names |= {f"test_iou@best_tta{ending}", f"mndwi_test_iou@best{ending}", f"pixel_test_iou@best{ending}"}
     names |= {"ceiling_truth_against_label", "ceiling_standing_water_against_truth"}
     return {name: _record() for name in names}
+
+
+def _asked(prefix: str) -> set[str]:
+    """Names of figures that a page's text asks a record for."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "book").glob("*.md"))
+    return {name.replace("~", " ") for name in re.findall(rf"\{{metric\}}`{prefix}([^`\s]+)", pages)}
 
 
 MAP = '<div><iframe srcdoc="the map" title="Map of lakes"></iframe></div>'
@@ -253,9 +261,10 @@ def test_the_box_of_a_page_names_the_kinds_of_its_numbers():
         "c": {**_record(data="published"), "source": "notebooks/05_limitations.ipynb"},
     }
     kinds = chapter_data(records, "03_evaluate")
-    box = data_box(kinds, preset(records)).astext().splitlines()
+    box = data_box(kinds, [preset(records)]).astext().splitlines()
     assert [line.split()[0] for line in box if line] == ["simulated", "real"] and "preset tiny" in box[0]
     assert data_box([]).astext() == NO_DATA
+    assert "preset quick and standard" in data_box(["simulated"], {"standard", "quick"}).astext()
 
 
 def test_images_without_a_description_take_one_from_their_section():
@@ -284,6 +293,7 @@ def cut(chip: Chip, *, side: int = 8) -> list[Chip]:
         chip: one,
             whole.
         side: pixels.
+        **more: further.
 
     Returns:
         The squares: all.
@@ -300,7 +310,7 @@ def cut(chip: Chip, *, side: int = 8) -> list[Chip]:
     )
     assert made.text == ["Cut a chip.", "Into squares."]
     assert made.sections == {
-        "Args": [("chip", "one, whole."), ("side", "pixels.")],
+        "Args": [("chip", "one, whole."), ("side", "pixels."), ("**more", "further.")],
         "Returns": [("", "The squares: all.")],
         "Raises": [("InputError", "too small.")],
     }
@@ -329,10 +339,10 @@ QUOTED = (r"keeps 28 % of its chips and drops 59 %",)
 
 
 def _prose(text: str) -> str:
-    """Text without code, formulas, links and what it states or quotes; boxes and the glossary are text."""
-    kept = r"\{(note|admonition|important|warning|glossary)\}"
+    """Text without code, data, formulas, links and what it states or quotes; any other directive holds text."""
+    left_out = r"(?!\{)|\{(code|code-cell|code-block|comparison|seeds|plan|math|api|bibliography)\b"
     fence = re.compile(r"^(`{3,})(.*?)$(.*?)^\1", re.DOTALL | re.MULTILINE)
-    text = fence.sub(lambda match: match[3] if re.match(kept, match[2]) else "", text)
+    text = fence.sub(lambda match: "" if re.match(left_out, match[2]) else match[3], text)
     text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", "", text, flags=re.DOTALL)
     text = re.sub(r"``[^`]+``|`[^`]*`|\]\([^)]*\)|<[^>]*>|(https?://|doi:|arXiv:)\S+", "", text)
     return re.sub("|".join((*STATED, *QUOTED)), "", re.sub(r"\s+", " ", text))
@@ -341,13 +351,26 @@ def _prose(text: str) -> str:
 def _typed(text: str) -> list[str]:
     """Decimals and percentages of a text that are neither stated, quoted nor published."""
     published = {f"{record['value']:.{digits}f}" for record in PUBLISHED.values() for digits in (3, 4)}
-    found = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)|\b\d+(?= ?%)", _prose(text))
+    found = re.findall(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)|\b\d+(?= ?%| per ?cent|[x×](?!\w))", _prose(text))
     return [number for number in found if number not in published]
+
+
+def test_a_guard_that_the_standard_run_breaks_is_named_on_the_page():
+    record = json.loads((ROOT / "book" / "standard_metrics.json").read_text(encoding="utf-8"))["metrics"]
+    page = (ROOT / "book" / "data_card.md").read_text(encoding="utf-8")
+    titles = {title.partition(" (")[0]: name for name, title in GUARDS.items()}
+    named = re.findall(r"\*\*Open on the standard preset: (.*?)\.\*\*", page)
+    measured = {name for name in record if name.startswith("guard/")}
+    beyond = {name[6:] for name in measured if not LIMITS[name[6:]].within(record[name]["value"])}
+    assert measured and {titles[title] for title in ", ".join(named).split(", ") if title} == beyond
+    assert set(GUARDS) == set(LIMITS)
 
 
 def test_prose_types_no_result():
     assert _typed("The soup reaches 0.57, 12 % more, {metric}`a .2f`, and published 0.9557.") == ["0.57", "12"]
     assert _typed("```{note}\nIt reaches 0.61.\n```\n```bash\nx 0.4\n```\n$p = 0.5$ at 0.15 degrees") == ["0.61"]
+    assert _typed("```{tip}\n57 percent, .57, 208x\n```") == ["57", ".57", "208"]
+    assert _typed("```{seeds}\niou@0.50 | IoU at 0.70\n```\n224 x 224 pixels, ends.") == []
     for page in [*(ROOT / "book").glob("*.md"), ROOT / "README.md"]:
         assert not _typed(page.read_text(encoding="utf-8")), page.name
     for path in (ROOT / "notebooks").glob("*.ipynb"):
@@ -495,7 +518,29 @@ def test_new_metrics_and_benchmarks_are_read_again(built, tmp_path):
     rows.append({**rows[0], "id": "alone", "peer": None, "peer_name": "", "ratio": None, "goal": None})
     rows[1]["machine"] = {**machine, "cores": 4}
     (root / "benchmarks" / "results.json").write_text(json.dumps(rows))
-    assert _build(root).returncode == 0
+    # Every page names the preset of the record that it shows, whatever study is at hand.
+    metrics = {name: {**of, "source": "soup.ckpt, preset tiny"} for name, of in metrics.items()}
+    (root / "generated" / "study" / "metrics.json").write_text(json.dumps(metrics))
+    standard = {name: _record(0.4, source="preset standard") for name in _asked("standard:")}
+    guarded = ("guard/relief_auc", "guard/context_auc")
+    standard |= {name: _record(0.92, source="preset standard") for name in guarded}
+    names = ("compared_stem_test_iou", "test_iou@0.50_tta")
+    standard |= {name: _record(source="preset standard") for name in names}
+    head = {"command": "made", "commit": "0" * 40, "date": "2026-11-22", "machine": machine}
+    (root / "book" / "standard_metrics.json").write_text(json.dumps({**head, "metrics": standard}))
+    page = (root / "book" / "seeds.md").read_text(encoding="utf-8")
+    names = re.findall(r"^(\S+) \| ", page, re.MULTILINE)
+    figures = {name: {"mean": 0.5, "spread": 0.1, "values": {"1": 0.4, "2": 0.6}} for name in names}
+    seeds = {**head, "preset": "quick", "seeds": [1, 2], "figures": figures}
+    (root / "book" / "seeds.json").write_text(json.dumps(seeds))
+    done = _build(root)
+    assert done.returncode == 0, done.stderr
+    boxes = {name: re.search(r"\(preset (.*?)\)", _page(root, name))[1] for name in ("seeds", "published")}
+    assert boxes == {"seeds": "quick", "published": "standard and tiny"}
+    guards = re.sub(r"<[^>]+>", " ", _page(root, "data_card"))
+    assert re.search(r"relief alone finds lakes \(AUC\)\s+at most 0.9\s+not measured\s+0.920, open", guards)
+    assert re.search(r"surroundings tell water apart \(AUC\)\s+at least 0.85\s+not measured\s+0.920\s", guards)
+    assert "beside the study’s own:\nall-band stem alone, no context." in _page(root, "method")
     assert "0.777" in _page(root, "chapters/03_evaluate")
     assert "0.555" in _page(root, "intro") and "classifier of single pixels" in _page(root, "intro")
     page = re.sub(r"<[^>]+>", " ", _page(root, "benchmarks"))

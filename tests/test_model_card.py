@@ -46,6 +46,9 @@ def test_the_card_is_the_hubs_and_every_figure_is_there_with_its_interval(run):
     assert "simulated" in result.dataset_name and "simulated" in card.data.tags and card.data.license == "apache-2.0"
     assert "0.6123 | 0.5000 to 0.7000 | 120" in card.content and "none: 3 blocks" in card.content
     assert "6.6 million" in card.content and "runs no code" in card.content
+    assert "may be called one." in card.content
+    counted = METRICS | {"other_water_truth/ponds called a lake": {"value": 0.75, "n": 8, "data": "simulated"}}
+    assert "6 of 8 ponds" in write_model_card(run, counted, "lakes", "quick").read_text()
     real = {name: {**of, "data": "real"} for name, of in METRICS.items()}
     assert "simulated" not in write_model_card(run, real, "lakes", "quick").read_text()
 

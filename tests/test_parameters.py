@@ -10,7 +10,8 @@ import papermill
 import pytest
 from conftest import ROOT
 
-from cryosentinel.errors import CheckpointError, ConfigError, CryoSentinelError, InputError
+from cryosentinel.errors import CheckpointError, ConfigError, CryoSentinelError, HubError, InputError
+from cryosentinel.sensors import REGIONS
 from cryosentinel.study.chapters import NOTEBOOKS, check_parameters
 from cryosentinel.study.parameters import RULES, check, check_values
 
@@ -58,6 +59,9 @@ def test_every_notebook_checks_its_parameters_before_it_imports_anything(outputs
         ("threshold = 0.503", ConfigError, r"threshold is 0\.503.*0\.005"),
         ("threshold = 1.0", ConfigError, r"threshold is 1\.0"),
         ("threshold = True", ConfigError, "True.*float"),
+        ("threshold = float('nan')", ConfigError, "threshold is nan"),
+        ("ckpt = 'hf://owner'", HubError, "hf://owner"),
+        ("ckpt = 'hf://owner/repo/README.md'", ConfigError, "README.md.*safetensors"),
         ("flips = 3", ConfigError, "3; it is one of 1, 2, 4"),
         ("flips = True", ConfigError, "True.*int"),
         ("seed = -1", ConfigError, "0 or more"),
@@ -78,6 +82,8 @@ def test_a_wrong_parameter_is_one_sentence(outputs: Path, injected: str, kind: t
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"leave_out": ",".join(REGIONS)}, "every region"),
+        ({"real_data": "."}, "S2L2A"),
         ({"leave_out": "pamir,karakorum"}, "karakorum.*known are.*karakoram"),
         ({"real_data": "nowhere"}, "nowhere"),
         ({"panels": 0}, "1 or more"),

@@ -423,6 +423,7 @@ def test_make_study_installs_once_and_again_when_the_requirements_change(tmp_pat
     run = ["python -m cryosentinel study --preset quick", "jupyter-book build book/"]
     assert called("study") == [install, *run]
     assert called("study") == run, "nothing changed, nothing is installed"
+    assert called("book", "BOOK_OPTIONS=-W -n")[-1] == "jupyter-book build -W -n book/"
     assert called("study", "PRESET=standard")[0] == "python -m cryosentinel study --preset standard"
     stamp = (tmp_path / "venv" / ".installed").stat().st_mtime
     os.utime(tmp_path / "pyproject.toml", (stamp + 5, stamp + 5))
@@ -462,7 +463,14 @@ def test_an_address_set_in_pyproject_shows_everywhere_and_can_be_taken_back(tmp_
     readme, citation = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CITATION.cff"))
     new_readme, new_citation = address.in_step(readme, citation, url)
     notebook = (ROOT / "notebooks" / "01_data.ipynb").read_text(encoding="utf-8")
-    assert f'address = \\"{url}\\"' in address.notebook_in_step(notebook, url)
+    made = address.notebook_in_step(notebook, url, "notebooks/01_data.ipynb")
+    assert f'address = \\"{url}\\"' in made
+    (title, *_), badge = json.loads(notebook)["cells"][0]["source"], json.loads(made)["cells"][0]["source"][2]
+    assert json.loads(made)["cells"][0]["source"][0] == title and badge.count("](https://") == 4
+    assert "someone/lakes/main?urlpath=lab/tree/notebooks/01_data.ipynb" in badge
+    assert address.notebook_in_step(made, url, "notebooks/01_data.ipynb") == made
+    assert address.notebook_in_step(made, "") == address.notebook_in_step(notebook, "") == notebook
+    assert address.set_address(pyproject, f"{url}.git/") == changed
     assert "mybinder.org/v2/gh/someone/lakes/" in new_readme and "colab" in new_readme
     assert yaml.safe_load(new_citation)["repository-code"] == url
     assert address.in_step(new_readme, new_citation, "") == address.in_step(readme, citation, "")

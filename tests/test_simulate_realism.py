@@ -137,8 +137,11 @@ def test_guards_of_a_small_sample(sample):
     table = r.guards(sample, r.contents(sample), lakes).set_index("guard")
     assert set(table.index) == set(r.LIMITS) - {"colour_auc", "context_auc"}
     for name, row in table.iterrows():
-        low, high, _ = r.LIMITS[name]
+        low, high, _, before = r.LIMITS[name]
         assert row.within == ((low is None or row.value >= low) and (high is None or row.value <= high))
+        assert row.before == before or (before is None and np.isnan(row.before))
+    standing = int((lakes.area_ha > 0).sum())
+    assert table.n["other_water_area"] == standing and table.n["empty_labels"] == len(r.contents(sample))
     # Fifteen chips: the limits, widened. The slow test holds them as stated.
     assert table.value["colours_beyond_three"] > 0.07
     assert table.value["relief_auc"] < 0.95
@@ -176,8 +179,8 @@ def test_figures_are_drawn():
 
     matplotlib.use("agg")
     table = pd.DataFrame(
-        [("relief_auc", 0.8, None, 0.9, True, "x"), ("flat_ground", 0.1, 0.07, 0.3, True, "x")],
-        columns=["guard", "value", "low", "high", "within", "why"],
+        [("relief_auc", None, 0.8, None, 0.9), ("flat_ground", 0.01, 0.1, 0.07, 0.3), ("tilt", 0.1, 0.2, None, None)],
+        columns=["guard", "before", "value", "low", "high"],
     )
     figures = [
         realism_plots.draw_statistics(r.compare_statistics(PUBLISHED_STATISTICS)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
-_ENTRY = re.compile(r"^(\w[\w*., ]*?)(?: \([^)]*\))?: ?(.*)$")
+_ENTRY = re.compile(r"^(\*{0,2}\w[\w*., ]*?)(?: \([^)]*\))?: ?(.*)$")
 Definition = ast.FunctionDef | ast.ClassDef
 
 

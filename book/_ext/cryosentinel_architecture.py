@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from cryosentinel_api import places
+
 GROUND = "ground"
 #: From the top down; a room may import from lower floors only. Rooms of one floor do not import each other.
 FLOORS = (
@@ -56,31 +58,38 @@ def imports(package: Path) -> Counter[tuple[str, str]]:
         package: the folder ``cryosentinel``.
     """
     found: Counter[tuple[str, str]] = Counter()
+    offered = places(package) if (package / "__init__.py").is_file() else {}
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
         if relative == Path("__init__.py"):
             continue
-        here = room_of(".".join((package.name, *relative.with_suffix("").parts)))
-        for module in _imported(ast.parse(path.read_text(encoding="utf-8")), package.name):
+        where = (package.name, *relative.with_suffix("").parts)
+        here = room_of(".".join(where))
+        for module in _imported(ast.parse(path.read_text(encoding="utf-8")), where):
+            # A name that the package offers lies in the room that defines it.
+            module = offered.get(module.removeprefix(f"{package.name}."), (module,))[0]
             if (there := room_of(module)) != here:
                 found[here, there] += 1
     return found
 
 
-def _imported(tree: ast.AST, package: str) -> list[str]:
-    modules = []
+def _imported(tree: ast.AST, where: tuple[str, ...]) -> list[str]:
+    """Modules of the package that a module imports, given the parts of its own name; relative ones resolved."""
+    package, modules = where[0], []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names if alias.name.startswith(f"{package}.")]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            if node.module == package:  # from cryosentinel import paths
+        elif isinstance(node, ast.ImportFrom):
+            base = where[: len(where) - node.level] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            if module == package:  # from cryosentinel import paths
                 modules += [f"{package}.{alias.name}" for alias in node.names]
-            elif node.module.startswith(f"{package}."):
-                modules.append(node.module)
+            elif module.startswith(f"{package}."):
+                modules.append(module)
         else:
-            modules += _imported(node, package)
+            modules += _imported(node, where)
     return modules
 
 

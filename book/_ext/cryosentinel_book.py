@@ -102,6 +102,7 @@ def setup(app: Any) -> dict[str, Any]:
     text_alone = (write_nothing, write_nothing)
     app.add_node(metric, html=(visit_html, depart_html), latex=text_alone, text=text_alone)
     app.add_role("metric", cryosentinel_directives.MetricRole())
+    app.add_role("trained", cryosentinel_directives.TrainedRole())
     for name, directive in cryosentinel_directives.DIRECTIVES.items():
         app.add_directive(name, directive)
     app.connect("source-read", fold_cells)

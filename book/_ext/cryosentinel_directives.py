@@ -1,12 +1,14 @@
 """Roles and directives of the book, all of which fail the build with a sentence where something is missing.
 
 ``{metric}`NAME [FORMAT] [interval] [n] [data]```  one figure; its tooltip says what it is and where it comes from.
+``{trained}`SOURCE```       the networks that a run compared its own with.
 ``{headline} REFERENCE``    network, best baseline and ceiling against ``truth`` or ``label``, with intervals.
 ``{comparison}``            published figures beside those of the study and the standard run.
 ``{benchmarks} [PREFIX]``   the table of benchmarks/results.json, ids that begin so.
 ``{plan} PRICE``            windows, hours and cost of the regions, from rates of benchmarks/results.json.
 ``{seeds}``                 mean and spread over the seeds of book/seeds.json.
 ``{real-chips}``            what the shipped weights call lake on real chips, from book/real_chips.json.
+``{guards}``                what the simulator is held to, with limits, before and after.
 ``{ledger}``                the published claims, each with its check and its status.
 ``{standard-run}``          which run the standard figures come from, or that there is none.
 ``{study-picture} NAME``    a picture that the study left in its folder; the content is its caption.
@@ -49,6 +51,21 @@ class MetricRole(SphinxRole):
         except FigureError as error:
             raise ExtensionError(f"{self.env.docname}: {error}") from None
         return [figure_node(figure, written(figure, request), request.spec)], []
+
+
+class TrainedRole(SphinxRole):
+    """``{trained}`SOURCE```: which networks the ``standard`` run or the ``study`` trained beside its own, in words."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Text."""
+        from cryosentinel.study.comparison import NETWORKS
+
+        note_sources(self.env)
+        sources = sources_of(self.env)
+        there = self.text != "standard" or sources.has_standard()
+        found = sources.records(self.text) if there else {}
+        titles = [network.title for name, network in NETWORKS.items() if f"compared_{name}_test_iou" in found]
+        return [nodes.Text("; ".join(titles) or "none")], []
 
 
 class Comparison(SphinxDirective):
@@ -122,13 +139,13 @@ class Seeds(SphinxDirective):
         """One table and a paragraph."""
         path = Path(self.env.app.srcdir) / "seeds.json"
         self.env.note_dependency(str(path.resolve()))
-        note_data(self.env, "simulated")
         paragraph = nodes.paragraph()
         if not path.is_file():
             paragraph += nodes.Text("No record of several seeds is there yet; this makes one: ")
             paragraph += nodes.literal("", "cryosentinel study --seeds 17,42,1337")
             return [paragraph]
         record = json.loads(path.read_text(encoding="utf-8"))
+        note_data(self.env, "simulated", record["preset"])
         rows: list[list[nodes.Node | str]] = []
         for line in self.content:
             name, _, words = (part.strip() for part in line.partition("|"))
@@ -180,6 +197,34 @@ class RealChips(SphinxDirective):
         paragraph += nodes.Text(f" on {record['date']}.")
         titles = ["Land cover", "Source (chip)", "Pixels", "Called lake", "Mean probability", "MNDWI above 0.3"]
         return [table(titles, rows, ["real-chips"]), paragraph]
+
+
+class Guards(SphinxDirective):
+    """``{guards}``: each guard of the simulator before it was mended, its limit, and what two studies measured."""
+
+    def run(self) -> list[nodes.Node]:
+        """One table; a value beyond its limit is called open."""
+        from cryosentinel.simulate.realism import LIMITS
+        from cryosentinel.simulate.realism_plots import GUARDS
+
+        note_sources(self.env)
+        sources = sources_of(self.env)
+        files = {"study": sources.records("study"), "standard": {}}
+        if sources.has_standard():
+            files["standard"] = sources.records("standard")
+        rows: list[list[nodes.Node | str]] = []
+        for name, limit in LIMITS.items():
+            cells: list[nodes.Node | str] = []
+            for prefix, source in (("", "study"), ("standard:", "standard")):
+                if f"guard/{name}" not in files[source]:
+                    cells.append("not measured")
+                    continue
+                figure = look_up(self.env, f"{prefix}guard/{name}")
+                open_end = "" if limit.within(float(figure.value or 0)) else ", open"
+                cells.append(figure_node(figure, f"{figure.number()}{open_end}"))
+            before = "" if limit.before is None else f"{limit.before:g}"
+            rows.append([GUARDS[name], before, limit.words(), *cells, limit.why])
+        return [table(["Guard", "Before", "Limit", "This study", "Standard run", "Rests on"], rows, ["guards"])]
 
 
 class Ledger(SphinxDirective):
@@ -332,14 +377,16 @@ class StudyPicture(SphinxDirective):
         made = sources_of(self.env).paths["study"].with_name(name)
         committed = book / "_static" / name
         self.env.note_dependency(str(made.resolve()))
-        note_data(self.env, "simulated")
-        uri, said = f"_static/{name}", " (from the quick study that is committed with the book)"
+        uri, said = f"_static/{name}", " (from the standard study, whose picture is committed with the book)"
         if made.is_file():
             (book / "assets").mkdir(exist_ok=True)
             shutil.copyfile(made, book / "assets" / name)
             uri, said = f"assets/{name}", ""
+            note_data(self.env, "simulated")
         elif not committed.is_file():
             raise ExtensionError(f"{self.env.docname}: neither {made} nor {committed} is there; run make study.")
+        else:
+            note_data(self.env, "simulated", "standard")
         figure = nodes.figure(classes=["study-picture"])
         figure += nodes.image(uri=uri, alt=self.options["alt"])
         caption = nodes.caption()
@@ -459,6 +506,7 @@ DIRECTIVES = {
     "api": Api,
     "data-card": DataCard,
     "architecture": Architecture,
+    "guards": Guards,
     "headline": Headline,
     "comparison": Comparison,
     "benchmarks": Benchmarks,

@@ -191,12 +191,13 @@ class Request:
 
     @classmethod
     def parse(cls, text: str) -> Request:
-        """Read ``NAME [FORMAT] [interval] [n] [data]``, the parts separated by blanks.
+        """Read ``NAME [FORMAT] [interval] [n] [data]``, the parts separated by blanks; ``~`` is a blank of the name.
 
         Raises:
             FigureError: a part is neither a number format nor one of the words.
         """
         reference, *rest = text.split() or [""]
+        reference = reference.replace("~", " ")  # blanks part the words of a request, so names write them so
         if not reference:
             raise FigureError("A {metric} role is empty; write {metric}`NAME`.")
         spec, words = "", []
@@ -302,5 +303,11 @@ def first_map(chapter: Path) -> str:
 
 def preset(records: dict[str, Any]) -> str:
     """The preset of the study that wrote the records, empty where no record says."""
-    found = (re.search(r"preset (\w+)", str(record.get("source", ""))) for record in records.values())
-    return next((match[1] for match in found if match), "")
+    found = (preset_in(str(record.get("source", ""))) for record in records.values())
+    return next(filter(None, found), "")
+
+
+def preset_in(source: str) -> str:
+    """The preset that a figure's source names, or nothing."""
+    match = re.search(r"preset (\w+)", source)
+    return match[1] if match else ""

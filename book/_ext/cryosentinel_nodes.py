@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from cryosentinel_figures import Figure, Sources
+from cryosentinel_figures import Figure, Sources, preset_in
 from docutils import nodes
 
 #: What the box of a page says of each kind of data.
@@ -55,7 +55,8 @@ def look_up(env: Any, reference: str) -> Figure:
 
 def figure_node(figure: Figure, text: str, spec: str = "") -> metric:
     """A figure as a node with its tooltip."""
-    return metric("", text, data=figure.data, explanation=figure.explanation(spec))
+    preset = preset_in(figure.source) or ("standard" if figure.run else "")
+    return metric("", text, data=figure.data, preset=preset, explanation=figure.explanation(spec))
 
 
 def table(titles: list[str], rows: list[list[nodes.Node | str]], classes: list[str]) -> nodes.table:
@@ -83,6 +84,6 @@ def table(titles: list[str], rows: list[list[nodes.Node | str]], classes: list[s
     return made
 
 
-def note_data(env: Any, word: str) -> None:
-    """Remember that the page that is being read shows data of a kind."""
-    env.temp_data.setdefault("cryosentinel_data", set()).add(word)
+def note_data(env: Any, word: str, preset: str = "") -> None:
+    """Remember that the page that is being read shows data of a kind, simulated ones of a preset (or the study's)."""
+    env.temp_data.setdefault("cryosentinel_data", set()).add((word, preset))

@@ -26,14 +26,15 @@ def chapter_data(records: dict[str, Any], chapter: str) -> set[str]:
     return {str(record["data"]) for record in records.values() if str(record.get("source", "")).startswith(written)}
 
 
-def data_box(kinds: Iterable[str], preset_name: str = "") -> nodes.container:
-    """The box: one line a kind of data, or that there is none."""
+def data_box(kinds: Iterable[str], presets: Iterable[str] = ()) -> nodes.container:
+    """The box: one line a kind of data with the presets of simulated ones, or that there is none."""
     box = nodes.container(classes=["data-box"])
     kinds = sorted(kinds, key=list(DATA_SENTENCES).index)
     if not kinds:
         box += nodes.paragraph("", NO_DATA)
+    named = " and ".join(sorted(presets))
     for kind in kinds:
-        words = DATA_SENTENCES[kind] + (f" (preset {preset_name})" if kind == "simulated" and preset_name else "")
+        words = DATA_SENTENCES[kind] + (f" (preset {named})" if kind == "simulated" and named else "")
         line = nodes.paragraph()
         line += nodes.inline("", kind, classes=["data-word", f"data-{kind}"])
         line += nodes.Text(f" {words}")
@@ -47,21 +48,23 @@ def add_data_box(app: Any, doctree: nodes.document) -> None:
     title = next(doctree.findall(nodes.title), None)
     if title is None:
         return
-    kinds = set(env.temp_data.get("cryosentinel_data", ()))
-    kinds |= {node["data"] for node in doctree.findall(nodes.inline) if "explanation" in node}
-    name = ""
-    if env.docname.startswith("chapters/") or "simulated" in kinds:
+    # Each kind with the preset of the record that is shown; without one it is the study at hand.
+    shown = set(env.temp_data.get("cryosentinel_data", ()))
+    figures = (node for node in doctree.findall(nodes.inline) if "explanation" in node)
+    shown |= {(node["data"], node["preset"] if node["data"] == "simulated" else "") for node in figures}
+    kinds, presets = {kind for kind, _ in shown}, {name for kind, name in shown if kind == "simulated"}
+    if env.docname.startswith("chapters/") or "" in presets:
         study = app.cryosentinel_sources
         env.note_dependency(str(study.paths["study"].resolve()))
         try:
             records = study.records("study")
         except FigureError as error:
             raise ExtensionError(f"{env.docname}: {error}") from None
-        name = preset(records)
+        presets.add(preset(records))
         if env.docname.startswith("chapters/"):
             kinds |= chapter_data(records, Path(env.docname).name)
     section = title.parent
-    section.insert(section.index(title) + 1, data_box(kinds, name))
+    section.insert(section.index(title) + 1, data_box(kinds, presets - {""}))
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -98,6 +101,8 @@ def fold_cells(app: Any, docname: str, source: list[str]) -> None:
     if not docname.startswith("chapters/"):
         return
     notebook = json.loads(source[0])
+    first = notebook["cells"][0]  # the page has buttons for what its notebook's badges do, and loads no picture
+    first["source"] = [line for line in "".join(first["source"]).splitlines(keepends=True) if line[:3] != "[!["]
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue

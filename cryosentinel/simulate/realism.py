@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,17 +24,44 @@ from cryosentinel.simulate import difficulty
 from cryosentinel.simulate.materials import Material
 from cryosentinel.simulate.truth import chips_with_truth, opened
 
-#: guard -> (lowest, highest, why). None: no limit on that side.
-LIMITS: dict[str, tuple[float | None, float | None, str]] = {
-    "colour_auc": (None, difficulty.COLOUR_AUC, "one water for all standing water"),
-    "context_auc": (difficulty.CONTEXT_AUC, None, "ice, position, dam and relief answer the question"),
-    "colours_beyond_three": (difficulty.SPECTRAL_VARIANCE, None, "real chips: 0.11"),
-    "relief_auc": (None, difficulty.RELIEF_AUC, "the elevation model alone must not give lakes away"),
-    "flat_ground": (0.07, 0.30, "below 4 degrees at 90 m: Baltoro 0.09, around Icelandic lakes 0.6"),
-    "other_water_number": (None, difficulty.OTHER_WATER, "some 1,800 hydropower projects on 32,000 lakes"),
-    "other_water_area": (None, difficulty.OTHER_WATER, "as by number"),
-    "empty_labels": (0.12, 0.24, "published test: 37 of 210 chips"),
-    "vv_vh_correlation": (0.67, 0.91, "real chips at 90 m"),
+
+class Limit(NamedTuple):
+    """What a guard is held to.
+
+    Attributes:
+        low, high: the range; None where that side has no limit.
+        why: what the limit rests on.
+        before: measured on the simulator's first version, on preset quick, where it was measured.
+    """
+
+    low: float | None
+    high: float | None
+    why: str
+    before: float | None = None
+
+    def within(self, value: float) -> bool:
+        """Whether a value meets it."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def words(self) -> str:
+        """The range as text."""
+        ends = [f"at least {self.low:g}" if self.low is not None else ""]
+        ends += [f"at most {self.high:g}" if self.high is not None else ""]
+        return ", ".join(filter(None, ends)) or "none"
+
+
+#: guard -> what it is held to.
+LIMITS: dict[str, Limit] = {
+    "colour_auc": Limit(None, difficulty.COLOUR_AUC, "one water for all standing water", 0.99),
+    "context_auc": Limit(difficulty.CONTEXT_AUC, None, "ice, position, dam and relief answer the question"),
+    "colours_beyond_three": Limit(difficulty.SPECTRAL_VARIANCE, None, "real chips: 0.11", 0.033),
+    "colours_beyond_tilt": Limit(None, None, "real chips: 0.43 to 0.45", 0.155),
+    "relief_auc": Limit(None, difficulty.RELIEF_AUC, "the elevation model alone must not give lakes away"),
+    "flat_ground": Limit(0.07, 0.30, "below 4 degrees at 90 m: Baltoro 0.09, around Icelandic lakes 0.6", 0.013),
+    "other_water_number": Limit(None, difficulty.OTHER_WATER, "some 1,800 hydropower projects on 32,000 lakes", 0.25),
+    "other_water_area": Limit(None, difficulty.OTHER_WATER, "as by number"),
+    "empty_labels": Limit(0.12, 0.24, "published test: 37 of 210 chips", 0.08),
+    "vv_vh_correlation": Limit(0.67, 0.91, "real chips at 90 m", 0.99),
 }
 MEAN_TOLERANCE = 0.5  # published standard deviations
 STD_RATIO = (0.7, 1.4)
@@ -233,13 +261,16 @@ def guards(
             it they are left out.
 
     Returns:
-        One row a guard of :data:`LIMITS`: guard, value, low, high, within, why.
+        One row a guard of :data:`LIMITS`: guard, before, value, n (of chips, lakes or bodies of water, whatever it
+        counts), low, high, within, why.
     """
     water = lakes[lakes["area_ha"] > 0]
     other = ~water["glacial"]
     spectra = [chip.s2[:, chip.valid] for chip, _ in chips_with_truth(root, every=5)]
+    colours = difficulty.colour_variance(spectra)
     values = {
-        "colours_beyond_three": difficulty.colour_variance(spectra)["beyond_three"],
+        "colours_beyond_three": colours["beyond_three"],
+        "colours_beyond_tilt": colours["beyond_tilt"],
         "relief_auc": difficulty.relief_difficulty(root)["auc"],
         "flat_ground": found["flat"].mean(),
         "other_water_number": other.mean(),
@@ -247,13 +278,18 @@ def guards(
         "empty_labels": (found["label"] == 0).mean(),
         "vv_vh_correlation": found["radar"].median(),
     }
+    counts = dict.fromkeys(values, len(found))
+    counts |= dict.fromkeys(("colours_beyond_three", "colours_beyond_tilt"), len(spectra))
+    counts["relief_auc"] = -(-len(found) // 2)  # of every other chip
+    counts |= dict.fromkeys(("other_water_number", "other_water_area"), len(water))
     if enriched is not None:
         told = difficulty.standing_water_aucs(enriched)
         values |= {"colour_auc": told["colour"], "context_auc": told["context"]}
+        counts |= dict.fromkeys(("colour_auc", "context_auc"), int(told["lakes"] + told["others"]))
     rows = []
-    for name, (low, high, why) in LIMITS.items():
+    for name, limit in LIMITS.items():
         if name in values:
             value = float(values[name])
-            within = (low is None or value >= low) and (high is None or value <= high)
-            rows.append((name, value, low, high, within, why))
-    return pd.DataFrame(rows, columns=["guard", "value", "low", "high", "within", "why"])
+            row = (name, limit.before, value, counts[name], limit.low, limit.high, limit.within(value), limit.why)
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["guard", "before", "value", "n", "low", "high", "within", "why"])

@@ -19,6 +19,7 @@ GUARDS = {
     "colour_auc": "colour and radar tell water apart (AUC)",
     "context_auc": "surroundings tell water apart (AUC)",
     "colours_beyond_three": "colours beyond three directions",
+    "colours_beyond_tilt": "colours beyond brightness and tilt",
     "relief_auc": "relief alone finds lakes (AUC)",
     "flat_ground": "flat ground that is no lake",
     "other_water_number": "other water, share of bodies",
@@ -109,7 +110,7 @@ def draw_single_inputs(table: pd.DataFrame) -> Figure:
 
 
 def draw_guards(table: pd.DataFrame) -> Figure:
-    """Each guard's value and the range that it is held in.
+    """Each guard's value, the range that it is held in, and its value before the simulator was mended.
 
     Args:
         table: of :func:`cryosentinel.simulate.realism.guards`.
@@ -119,11 +120,13 @@ def draw_guards(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(7, 0.42 * len(table) + 1.1), layout="constrained")
     y = np.arange(len(table))[::-1]
     low, high = table["low"].astype(float).fillna(0), table["high"].astype(float).fillna(1)
-    axis.barh(y, high - low, left=low, height=0.5, color="#d9d9d9", label="limits")
+    held = table[["low", "high"]].notna().any(axis=1).to_numpy()
+    axis.barh(y[held], (high - low)[held], left=low[held], height=0.5, color="#d9d9d9", label="limits")
+    axis.plot(table["before"].astype(float), y, "x", color="#666666", label="before")
     axis.plot(table["value"], y, "o", color=_SIMULATED, label="simulated")
     for at, value in zip(y, table["value"], strict=True):
         axis.annotate(f"{value:.2f}", (value, at), (6, 5), textcoords="offset points", fontsize=9)
     axis.set_yticks(y, [GUARDS.get(name, name.replace("_", " ")) for name in table["guard"]])
     axis.set(xlim=(0, 1), xlabel="share, correlation or area under the ROC curve")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

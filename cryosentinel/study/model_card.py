@@ -49,7 +49,7 @@ maps a scene of 15 bands (twelve of Sentinel-2 L2A, VV, VH, elevation) at 10 m.
 
 - A map of lakes, not a forecast of their outbursts.
 - Lakes below half a hectare, and water under cloud, ice or in the shadow of terrain, are found less often.
-- Standing water that is no glacial lake (reservoirs, ponds) may be called one.
+- Standing water that is no glacial lake (reservoirs, ponds) may be called one{other_water}.
 """
 
 
@@ -102,8 +102,18 @@ def write_model_card(
         name=name, chips=chips, version=__version__, table="\n".join(rows), soup=SOUP,
         parameters=f"{count / 1e6:.1f} million parameters, " if count else "",
         known="The chips are simulated: figures are those of a benchmark whose truth is known, not of real lakes."
-        if simulated else "",
+        if simulated else "", other_water=_other_water(metrics),
     )  # fmt: skip
     path = Path(folder) / CARD
     write_text(path, str(ModelCard(f"---\n{data.to_yaml()}\n---\n{body}", ignore_metadata_errors=False)))
     return path
+
+
+def _other_water(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many reservoirs and ponds were called a lake where that was measured, as the end of a sentence."""
+    counts = []
+    for kind in ("reservoirs", "ponds"):
+        entry = metrics.get(f"other_water_truth/{kind} called a lake") or {}
+        if entry.get("value") is not None:
+            counts.append(f"{round(entry['value'] * entry['n'])} of {entry['n']} {kind}")
+    return f": in a simulated stratum rich in them {' and '.join(counts)} were" if counts else ""

@@ -43,19 +43,31 @@ def _accepted_by(refuse: Callable[[Any], Any]) -> Callable[[Any], str]:
 
 def _regions(value: str) -> str:
     unknown = [name for name in value.split(",") if value and name not in REGIONS]
-    return f"{unknown[0]!r} is no region; known are {', '.join(REGIONS)}" if unknown else ""
+    if unknown:
+        return f"{unknown[0]!r} is no region; known are {', '.join(REGIONS)}"
+    return "that is every region, and some are needed to train on" if set(REGIONS) <= set(value.split(",")) else ""
 
 
 def _checkpoint(value: str) -> str:
-    if value != paths.SOUP and not value.startswith("hf://"):  # the soup is made where it is missing
-        paths.checkpoint(value)
-    return ""
+    if value.startswith("hf://"):
+        from cryosentinel.hub import parse_hub_uri
+
+        parse_hub_uri(value)
+    elif value != paths.SOUP:  # the soup is made where it is missing
+        value = str(paths.checkpoint(value))
+    known = (".ckpt", ".pt", ".pth", ".safetensors")
+    return "" if value.partition("@")[0].endswith(known) else f"a checkpoint ends in {', '.join(known)}"
 
 
 def _chips(value: str) -> str:
     if value:
         paths.dataset(value)
     return ""
+
+
+def _real_chips(value: str) -> str:
+    folder = paths.real_chips(value)
+    return "no S2L2A/*.tif lie there" if value and folder and not any(folder.glob("S2L2A/*.tif")) else ""
 
 
 def _saved(value: str) -> str:
@@ -72,7 +84,7 @@ RULES: dict[str, tuple[type, Callable[[Any], str]]] = {
     "preset": (str, _one_of(*PRESET_NAMES)),
     "ckpt": (str, _checkpoint),
     "data": (str, _chips),
-    "real_data": (str, _accepted_by(paths.real_chips)),
+    "real_data": (str, _real_chips),
     "saved": (str, _saved),
     "out": (str, _folder),
     "leave_out": (str, _regions),
@@ -106,7 +118,8 @@ def check(namespace: Mapping[str, Any]) -> None:
     given: list[str] = []
     for cell in namespace.get("In", ()):
         if cell.startswith(_INJECTED):
-            given = [node.id for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
+            names = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
+            given = [node.id for node in names if isinstance(node.ctx, ast.Store)]  # not the float of float('nan')
     check_names(given, declared)
     check_values({name: namespace[name] for name in declared})
 
