@@ -100,6 +100,28 @@ def _nested(levels: int) -> bytes:
     return b")" + b"2\x86" * levels
 
 
+def _shared_by_hand(levels: int) -> bytes:
+    """A list of one list twice, and so on, the last in the memo: a few bytes that are 2^levels values."""
+    code = b"]q\x00K\x01a"
+    for level in range(levels):
+        code += b"0]q" + bytes([level + 1]) + b"(h" + bytes([level]) + b"h" + bytes([level]) + b"e"
+    return code
+
+
+def _again(first: bytes, then: bytes, times: int) -> bytes:
+    """What the first code leaves is kept as number 0, and the other code is run many times, within one list."""
+    return first + b"q\x000(" + then * times + b"l"
+
+
+def _long(value: bytes, count: int = 1_000_000) -> bytes:
+    return b"(" + value * count
+
+
+def _forged_keys(count: int) -> bytes:
+    """Numbers that all hash to 0."""
+    return b"}(" + b"".join(pickle.dumps(k * (2**61 - 1), 2)[2:-1] + b"N" for k in range(9, count)) + b"u"
+
+
 def _saved(**entries: Any) -> Callable[[Path], object]:
     """A file as torch writes it, the toy's weights with other entries."""
 
@@ -185,6 +207,22 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "APPEND to a tensor": _spelled(spelled(_SET_ + b"K\x01a")),
     "repeated element": _spelled(tensor_pickle((1 << 40,), (0,))),
     "repeated tensors": lambda path: torch.save({"state_dict": dict.fromkeys(map(str, range(5000)), _THIRTY_KB)}, path),
+    "device of shared lists": _spelled(spelled(_shared_by_hand(34) + b"0ctorch\ndevice\nh\x22\x85R")),
+    "record of shared lists": _spelled(
+        spelled(
+            _shared_by_hand(34) + b"0(" + _text("storage") + b"ctorch\nFloatStorage\nh\x22" + _text("cpu") + b"K\x01tQ"
+        )
+    ),
+    "text that occurs everywhere": _spelled(spelled(_again(_text("a" * (4 << 20)), b"h\x00", 1_000_000))),
+    "name that occurs everywhere": _spelled(spelled(_again(_text("a" * (4 << 20)), b"h\x00h\x00\x930", 500_000), 4)),
+    "sets of one list": _spelled(
+        spelled(_again(_long(b"N") + b"l\x85", b"cbuiltins\nset\nh\x00R0", 20_000))
+    ),
+    "dictionaries of one list": _spelled(
+        spelled(_again(_long(b"NN\x86", 300_000) + b"l\x85", b"ccollections\nOrderedDict\nh\x00R", 20_000))
+    ),
+    "long tuple as every key": _spelled(spelled(_long(b"N") + b"tq\x000}(" + b"h\x00N" * 700_000 + b"u")),
+    "numbers forged to one hash": _spelled(spelled(_forged_keys(200_000))),
     "deflated pickle": _spelled(b"N" * 50_000_000, compression=zipfile.ZIP_DEFLATED),
     "deflated weights": _spelled(tensor_pickle((4,), (1,)), data=bytes(50_000_000), compression=zipfile.ZIP_DEFLATED),
     "long pickle": _spelled(spelled(b"N0" * 5_000_000 + b"N")),

@@ -6,7 +6,7 @@ import pickle
 import sys
 from argparse import Namespace
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -177,7 +177,8 @@ def test_foreign_objects_do_not_explode_in_metadata(tmp_path):
         value = SimpleNamespace(a=value, b=value)
     loop = SimpleNamespace(big=1 << 70)
     loop.itself = loop
-    hyper = {"laughs": value, "loop": loop}
+    text = "a" * (1 << 16)
+    hyper = {"loop": loop, "paths": [PurePosixPath(*[text] * 500)], "texts": [text] * 2000, "laughs": value}
     torch.save({"state_dict": {"w": torch.ones(1)}, "hyper_parameters": hyper}, tmp_path / "a.ckpt")
     out = convert(tmp_path / "a.ckpt", tmp_path / "a.safetensors")
     assert out.stat().st_size < 20_000_000

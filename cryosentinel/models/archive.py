@@ -36,7 +36,8 @@ _PICKLE_LIMIT = 8 << 20  # bytes: the structure of a large model with its optimi
 _DEPTH_LIMIT = 64  # containers within containers
 _NODE_LIMIT = 1_000_000  # values, a shared one counted wherever it occurs
 _REPETITION_LIMIT = 8  # bytes of all tensors together, in sizes of the file; tied weights repeat once or twice
-_LONGEST = 4096  # bits of a whole number; Python refuses to print much longer ones
+_LONGEST = 4096  # bits of a whole number (Python refuses to print much longer ones), characters of a name
+_KEY_COST = 256  # values that a tuple or long number counts for as a key: thousands can be forged to one hash
 _CHUNK = 1 << 20
 
 _LEGACY_DTYPES = {
@@ -271,9 +272,10 @@ class Foreign:
         return f"<{self.name}>"
 
 
-def _mapping(pairs: Any = ()) -> OrderedDict[Any, Any]:
-    items = pairs.items() if isinstance(pairs, dict) else pairs
-    return OrderedDict((_key(key), value) for key, value in items)
+def _device(*parts: Any) -> str:
+    if not all(type(part) in (str, int) for part in parts):
+        raise _Refused("a device is no name")
+    return ":".join(map(str, parts))
 
 
 def _tensor(storage: Any, start: Any, shape: Any, stride: Any, *rest: Any) -> Any:
@@ -297,13 +299,11 @@ def _bytes(text: str, encoding: str = "latin1") -> bytes:
 
 #: The functions that a checkpoint of weights and plain values asks for, as far as they are needed.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
     "collections.defaultdict": lambda *factory: OrderedDict(),
     "builtins.set": lambda items=(): list(items),
     "builtins.frozenset": lambda items=(): list(items),
     "torch.Size": lambda items=(): tuple(items),
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.device": _device,
     "_codecs.encode": _bytes,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -313,15 +313,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _key(key: Any) -> Any:
-    """A dictionary's key, refused where its hash could take for ever (tuples of tuples of ...)."""
-    if isinstance(key, tuple) and any(isinstance(part, (tuple, list)) for part in key):
-        raise _Refused("a key of a dictionary is a tuple of tuples")
-    if isinstance(key, str):
-        key.encode()  # a lone surrogate is no text, and would fail wherever it is printed
-    return key
-
-
 _PythonUnpickler: Any = pickle._Unpickler
 
 
@@ -329,15 +320,25 @@ class _Unpickler(_PythonUnpickler):
     """Python's own unpickler, with every step that calls, imports or changes an object replaced.
 
     The unpickler in Python and not the one in C, because its steps can be replaced, and its memo is a dictionary, which
-    a pickle cannot make huge.
+    a pickle cannot make huge. A pickle of a few hundred bytes can name one value a million times: whatever copies,
+    hashes or joins a value is charged for its length.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="utf-8")
         self.foreign: set[str] = set()
+        self._left = _NODE_LIMIT
+
+    def _charge(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise _Refused("reading it would copy the same values without end")
 
     def find_class(self, module: str, name: str) -> Any:
+        self._charge(len(module) + len(name))
         full = f"{module.replace('__builtin__', 'builtins')}.{name}"  # protocol 2 has the old name
+        if full in ("collections.OrderedDict", "collections.Counter"):
+            return self._mapping
         if full in _FUNCTIONS:
             return _FUNCTIONS[full]
         if module in ("torch", "torch.storage") and name in _LEGACY_DTYPES:
@@ -349,15 +350,31 @@ class _Unpickler(_PythonUnpickler):
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype | Foreign]:
         kind, dtype, key = pid[:3]
-        if kind != "storage" or not isinstance(dtype, (torch.dtype, Foreign)):
+        if kind != "storage" or not isinstance(dtype, (torch.dtype, Foreign)) or not isinstance(key, str):
             raise _Refused("it refers to something other than a record of numbers")
-        return str(key), dtype
+        return key, dtype
+
+    def _mapping(self, pairs: Any = ()) -> OrderedDict[Any, Any]:
+        items = pairs.items() if isinstance(pairs, dict) else pairs
+        return OrderedDict((self._key(key), value) for key, value in items)
+
+    def _key(self, key: Any) -> Any:
+        """A dictionary's key, refused where its hash takes for ever; what can be forged to one hash is charged for."""
+        if isinstance(key, tuple):
+            self._charge(_KEY_COST + len(key))
+            if any(isinstance(part, (tuple, list)) for part in key):
+                raise _Refused("a key of a dictionary is a tuple of tuples")
+        for part in key if isinstance(key, tuple) else (key,):
+            if type(part) is int and part.bit_length() > 60:
+                self._charge(_KEY_COST + part.bit_length())
+        return key
 
     def _call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, Foreign) and isinstance(arguments, tuple):
             self.append(Foreign(function.name, arguments))
-        elif isinstance(function, types.FunctionType):  # one of ours: there is no other on the stack
+        elif isinstance(function, (types.FunctionType, types.MethodType)):  # ours: there is no other on the stack
+            self._charge(sum(len(part) for part in arguments if isinstance(part, (str, bytes, list, tuple, dict))))
             self.append(function(*arguments))
         else:
             raise _Refused("it calls what is no function")
@@ -385,7 +402,7 @@ class _Unpickler(_PythonUnpickler):
         if not isinstance(target, (dict, Foreign)):
             raise _Refused("it puts an entry into something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[self._key(key)] = value
 
     def _make_dictionary(self) -> None:
         items = self.pop_mark()
@@ -429,8 +446,9 @@ class _Finish:
             if self._bytes > _REPETITION_LIMIT * len(self._archive.map):
                 raise _Refused("its tensors together are many times larger than the file")
             return tensor, 1
-        if isinstance(value, str):
-            value.encode()
+        if isinstance(value, str) and id(value) not in self._known:
+            value.encode()  # a lone surrogate is no text, and would fail wherever it is printed
+            self._known[id(value)] = value, value, 1
         if isinstance(value, int) and value.bit_length() > _LONGEST:
             raise _Refused(f"a whole number has more than {_LONGEST} bits")
         if not isinstance(value, (dict, list, tuple)):
@@ -446,6 +464,10 @@ class _Finish:
         size, result = 1, value
         if isinstance(value, dict):
             for key in value:
+                if isinstance(key, str):
+                    if len(key) > _LONGEST:
+                        raise _Refused(f"a name has more than {_LONGEST:,} characters")
+                    self._finish(key, depth)
                 value[key], part = self._finish(value[key], depth + 1)
                 size += part
         else:
@@ -475,4 +497,4 @@ def _read_safetensors(path: Path) -> CheckpointFile:
             entries[key] = text
         except RecursionError:
             raise _Refused(f"its metadata nest deeper than {_DEPTH_LIMIT} levels") from None
-    return CheckpointFile(path, {**_Finish().value(entries), "state_dict": state}, [])
+    return CheckpointFile(path, _Finish().value({**entries, "state_dict": state}), [])

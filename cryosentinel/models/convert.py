@@ -94,7 +94,8 @@ class _Plain:
         if value is None or isinstance(value, (bool, int)):
             return value if isinstance(value, (bool, type(None))) or abs(value) < 1 << 64 else "..."
         if isinstance(value, str):
-            return value.encode(errors="replace").decode()
+            self._left -= len(value) // 64  # one long text may occur everywhere
+            return "..." if self._left < 0 else value.encode(errors="replace").decode()
         if isinstance(value, float):
             return value if math.isfinite(value) else repr(value)
         if isinstance(value, Mapping):
@@ -111,8 +112,11 @@ class _Plain:
         arguments = value.arguments
         if arguments is None:
             return f"<class {value.name}>"
-        if value.name.startswith("pathlib.") and all(isinstance(part, str) for part in arguments):
-            return "/".join(arguments).replace("//", "/", 1)
+        self._left -= len(arguments) + len(value.content)  # looked through below, wherever it occurs
+        if self._left < 0:
+            return "..."
+        if value.name.startswith("pathlib.") and all(isinstance(p, str) and len(p) < 256 for p in arguments):
+            return self.value("/".join(arguments).replace("//", "/", 1))
         # Two classes that only hold named values, and that Lightning files often hold hyperparameters in.
         if value.name == "argparse.Namespace" and len(value.content) == 1 and isinstance(value.content[0], Mapping):
             return self.value(value.content[0], depth + 1)
@@ -127,7 +131,4 @@ class _Plain:
 
     def _mapping(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         # Only simple keys are written out: the text of a nested one can grow without bound.
-        return {
-            key if isinstance(key, str) else str(self.value(key, _DEPTH)): self.value(entry, depth + 1)
-            for key, entry in items
-        }
+        return {str(self.value(key, _DEPTH)): self.value(entry, depth + 1) for key, entry in items}
