@@ -115,7 +115,7 @@ def in_time():
     if hasattr(signal, "setitimer"):
 
         def late(*_: object) -> None:
-            pytest.fail("reading the file takes more than 30 s")  # no Exception, which the reader would turn into its own
+            pytest.fail("reading the file takes more than 30 s")  # an Exception would become a refusal
 
         before = signal.signal(signal.SIGALRM, late)
         signal.setitimer(signal.ITIMER_REAL, 30)
@@ -240,6 +240,28 @@ def test_an_average_in_a_list_is_taken_where_it_fits_one_by_one():
         with pytest.raises(CheckpointError, match="without names"):
             segmenter_state(_published(change))
         assert segmenter_state(_published(change), "raw").keys() == toy().state_dict().keys()
+
+
+@pytest.mark.parametrize("form", [dict, lambda s: {"shadow_params": list(s.values()), "decay": 0.9}])
+@pytest.mark.parametrize(
+    "keep",
+    [
+        *(lambda average, key=key: {key: average} for key in ("ema", "ema_state_dict", "state_dict_ema", "model_ema")),
+        *(lambda average, key=key: {"callbacks": {key: average}} for key in ("ModelEmaV2", "WeightAveraging")),
+        lambda average: {"callbacks": {"EMA": {"states": [{"a": average}]}}},
+        lambda average: {"callbacks": {"EMA": ({"decay": 0.9}, average)}},
+    ],
+)
+def test_an_average_is_found_wherever_programs_keep_it(keep, form):
+    average = form({name: p.detach() for name, p in toy(1).named_parameters()})
+    state = segmenter_state({"state_dict": toy(0).state_dict(), **keep(average)})
+    assert all(torch.equal(state[name], p) for name, p in toy(1).named_parameters())
+
+
+def test_what_is_no_average_is_not_taken_for_one():
+    for entry in ({"ema": True}, {"ema_decay": 0.9}, {"callbacks": {"EMA": {"decay": torch.tensor(0.9)}}}):
+        assert torch.equal(segmenter_state({"state_dict": toy(0).state_dict(), **entry})["net.last.weight"],
+                           toy(0).net.last.weight)  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", ["auto", "ema"])

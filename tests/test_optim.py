@@ -129,6 +129,15 @@ def test_a_short_run_reaches_its_peak_rate_before_the_phase(epochs, warmup, star
     assert rates[-1] == pytest.approx(3e-4, rel=0.02)
 
 
+@pytest.mark.parametrize("warmup", [2, 3])
+def test_a_run_that_ends_in_its_warm_up_has_no_phase(warmup):
+    config = OptimConfig(lr=1e-3, warmup_epochs=warmup, swa=SWAConfig(start=0.5, lr=3e-4))
+    assert swa_first_epoch(config, 2) == 2
+    rates = [rate_at(step, config.lr, config, 10, 2) for step in range(20)]
+    assert rates == sorted(rates)
+    assert [text.get_text() for text in plot_schedule(config, 10, 2).get_legend().get_texts()] == ["schedule"]
+
+
 def test_without_the_phase_the_last_epochs_have_the_snapshots():
     assert CheckpointConfig(snapshot_last=2).epochs(5, swa_first_epoch(OptimConfig(swa=SWAConfig(start=1)), 5)) == [
         4,

@@ -202,7 +202,7 @@ def test_pretraining_starts_from_a_local_encoder(stages, chips, encoder):
     _check_saved(run, **overrides)
     assert len(stages.snapshots(PRETRAIN)) == 1
     assert "Chips: 4 (4 with a lake) to train on, 2 (2 with a lake) to validate on" in command.out
-    assert "after epoch 1; the SWA phase begins with epoch 1." in command.out
+    assert "after epoch 1; there is no SWA phase (the warm-up" in command.out
 
 
 def test_finetuning_starts_from_exactly_that_soup(stages, chips):

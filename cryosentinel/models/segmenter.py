@@ -694,7 +694,7 @@ def _initial(source: str) -> dict[str, torch.Tensor]:
             path = str(download_file(source))
         except HubError as error:
             raise HubError(f"{str(error).rstrip('.')}, or name a local file of weights (model.weights).") from None
-    return segmenter_state(load_checkpoint(path), source=source)
+    return segmenter_state(load_checkpoint(path), source=source, verbose=True)
 
 
 def parameter_counts(segmenter: Segmenter) -> dict[str, int]:

@@ -121,7 +121,7 @@ class _Member:
         file = read_checkpoint(path)
         refuse_foreign(file)
         self.path, self.release = file.path, file.release
-        self.state = segmenter_state(file.entries, source=str(path))
+        self.state = segmenter_state(file.entries, source=str(path), verbose=True)
         hyper = file.entries.get("hyper_parameters")
         self.hyper: Mapping[str, Any] = hyper if isinstance(hyper, Mapping) else {}
         config, statistics = describe(file.entries, path)

@@ -23,7 +23,8 @@ _BACKBONE_MARK = "encoder_embeddings."
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "pos_emb")
 #: TerraMind's norms keep a bias of zeros as a buffer.
 _ZERO_BIAS = re.compile(r"^net\.encoder\..*norm\d?\.bias$")
-_EMA_NAME = re.compile(r"(?<![a-z])ema(?![a-z])|EMA|(?i:moving.?average)")
+#: Not StochasticWeightAveraging: the published runs had it beside their EMA.
+_EMA_NAME = re.compile(r"(?<![a-z])ema(?![a-z])|EMA|Ema(?![a-z])|(?i:moving.?average|(?<!stochastic)weight.?averag)")
 #: Where averaging callbacks keep the raw weights while the average is in use.
 _BACKUPS = re.compile(r"backup|collected|original|raw|online")
 
@@ -64,7 +65,8 @@ def segmenter_state(
 
     A checkpoint may hold two sets: the raw weights and their exponential moving average (EMA). Lightning's averaging
     callbacks put the average into ``state_dict`` and the raw weights into ``current_model_state``; the published runs
-    put the raw weights into ``state_dict`` and the average into the state of the callback ``EMA``.
+    put the raw weights into ``state_dict`` and the average into the state of the callback ``EMA``. Other programs keep
+    it in an entry of the checkpoint beside ``state_dict``: ``ema``, ``model_ema``, ``state_dict_ema``.
 
     Args:
         checkpoint: what :func:`cryosentinel.models.archive.load_checkpoint` returns.
@@ -81,7 +83,7 @@ def segmenter_state(
     state = checkpoint["state_dict"]
     base = dict(state) if is_backbone(state) else canonical_keys(state, source)
     raw = checkpoint.get("current_model_state")
-    shadow = _average(checkpoint.get("callbacks"), source) if weights != "raw" and raw is None else None
+    shadow = _average(checkpoint, source) if weights != "raw" and raw is None else None
     filled = 0
     if raw is not None:
         if not isinstance(raw, Mapping) or canonical_keys(raw).keys() != base.keys():
@@ -121,22 +123,24 @@ def _check_tensors(state: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _average(callbacks: Any, source: str) -> Mapping[str, Any] | list[Any] | None:
-    """The average that a callback keeps: name -> tensor, or a list in the order of the parameters."""
-    found: list[Mapping[str, Any] | list[Any]] = []
+def _average(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any] | list[Any] | tuple[Any, ...] | None:
+    """The average that a callback or an entry keeps: name -> tensor, or a list in the order of the parameters."""
+    found: list[Mapping[str, Any] | list[Any] | tuple[Any, ...]] = []
     opaque: list[str] = []
 
     def search(value: Any, depth: int) -> None:
-        entries = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
-        if any(isinstance(entry, torch.Tensor) and entry.ndim for entry in entries):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value if type(value) in (list, tuple) else ())
+        entries = list(pairs)
+        if any(isinstance(entry, torch.Tensor) and entry.ndim for _, entry in entries):
             found.append(value)
         if isinstance(value, Foreign):
             opaque.append(value.name)
-        for key, entry in value.items() if isinstance(value, Mapping) and depth < 5 else ():
+        for key, entry in entries if depth < 5 else ():
             if not _BACKUPS.search(str(key).lower()):
                 search(entry, depth + 1)
 
-    for name, value in callbacks.items() if isinstance(callbacks, Mapping) else ():
+    callbacks = checkpoint.get("callbacks")
+    for name, value in [*checkpoint.items(), *(callbacks.items() if isinstance(callbacks, Mapping) else ())]:
         if _EMA_NAME.search(str(name)):
             search(value, 0)
     largest = [entry for entry in found if len(entry) == max(map(len, found))]
@@ -147,12 +151,12 @@ def _average(callbacks: Any, source: str) -> Mapping[str, Any] | list[Any] | Non
 
 
 def _averaged(
-    base: Mapping[str, Any], shadow: Mapping[str, Any] | list[Any], source: str
+    base: Mapping[str, Any], shadow: Mapping[str, Any] | list[Any] | tuple[Any, ...], source: str
 ) -> tuple[dict[str, Any], int]:
     """The average with the buffers of the raw weights that it lacks, and how many those are."""
     advice = "choose the weights 'raw', or save the average under the names of the weights"
     parameters = [name for name in base if not _is_buffer(name, base[name])]
-    if isinstance(shadow, list):
+    if not isinstance(shadow, Mapping):
         shapes = [getattr(base[name], "shape", None) for name in parameters]
         if [getattr(entry, "shape", None) for entry in shadow] != shapes:
             raise CheckpointError(

@@ -308,6 +308,8 @@ def _plan(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snapshot
     epochs, named = run.trainer.max_epochs, run.checkpoints.snapshot_epochs or []
     first, steps = swa_first_epoch(run.optim, epochs), epochs * task.steps_per_epoch
     phase = f"the SWA phase begins with epoch {first + 1}" if first < epochs else "there is no SWA phase"
+    if run.optim.warmup_epochs >= epochs:
+        phase += f" (the warm-up of {run.optim.warmup_epochs:g} epochs outlasts the run: the rate never falls)"
     lines = [
         f"Chips: {chips['train']} to train on, {chips['val']} to validate on; {task.steps_per_epoch} steps an epoch, "
         f"{epochs} epochs.",

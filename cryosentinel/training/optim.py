@@ -28,7 +28,7 @@ class SWAConfig:
     Attributes:
         start: the phase begins with epoch int(start x epochs), counted from 1, as in Lightning (0.4 of 30 epochs: with
             the twelfth), but never before the warm-up is over, so that the rate reaches its peak in a short run, too;
-            1 for no such phase.
+            a run that ends in its warm-up has no such phase. 1 for none.
         lr: learning rate that the phase settles at.
         anneal_epochs: epochs over which the rate goes there, along a half cosine.
         layerwise: keep each group's share of the decoder's rate. Off, every group goes to ``lr``, as torch's SWALR
@@ -210,7 +210,7 @@ def swa_first_epoch(config: OptimConfig, epochs: int) -> int:
         return epochs
     # The small number is for products such as 0.29 x 100, which fall just short of a whole one.
     first = int(config.swa.start * epochs + 1e-9) - 1
-    return min(max(first, math.ceil(config.warmup_epochs)), epochs - 1)
+    return min(max(first, math.ceil(config.warmup_epochs)), epochs)
 
 
 def plot_schedule(
