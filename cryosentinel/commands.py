@@ -42,6 +42,12 @@ def _look_for(
         paths.existing(statistics, "file of statistics")
 
 
+def _check_threshold(threshold: float) -> None:
+    from cryosentinel.evaluation.scores import threshold_bin
+
+    threshold_bin(threshold)
+
+
 def _check_device(device: str) -> None:
     """Refuse a device that torch does not find, with its reason."""
     import torch
@@ -233,6 +239,7 @@ def audit(
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
     if answers is not None:
+        paths.existing(answers / "review.csv", "review")
         from cryosentinel.evaluation.audit_review import agreement, read_review
         from cryosentinel.files import write_text as write
 
@@ -272,6 +279,8 @@ def predict(
     adaptive_flips: bool = False,
     overlap: int = 112,
     batch_size: int = 8,
+    s2_offset: int | None = None,
+    s1_linear: bool = False,
     precision: Choice = "auto",
     device: str = "cpu",
     model: Path | None = None,
@@ -290,24 +299,28 @@ def predict(
             probability around 0.5, whatever the threshold.
         overlap: pixels that neighbouring windows share.
         batch_size: windows a forward pass.
+        s2_offset: digital numbers to subtract from Sentinel-2: 1000 for raw L2A of baseline 04.00 and later.
+        s1_linear: the radar is linear power rather than dB.
         precision: auto (bfloat16 where the device computes in it natively, else float32), 32-true or bf16-mixed.
         device: cpu or cuda.
         model: configuration (configs/NAME.yaml) of a checkpoint that does not say what model it holds.
         statistics: dataset_stats_v3.json, for a checkpoint that holds no statistics.
     """
-    for scene in scenes:
-        paths.existing(scene, "raster")
+    names = [paths.existing(scene, "raster").stem for scene in scenes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"Two scenes are named {twice[0]}, and so would be their outputs; rename one.")
     _look_for(ckpt, None, model, statistics)
+    _check_threshold(threshold)
     _check_device(device)
     from cryosentinel.mapping.product import chosen_weights
-    from cryosentinel.mapping.scene import Options, predict_scene
+    from cryosentinel.mapping.scene import Options, Scene, predict_scene
     from cryosentinel.models.checkpoint import load_segmenter
 
     segmenter = load_segmenter(chosen_weights(ckpt), model, statistics, device)
     for scene in scenes:
         result = predict_scene(
             segmenter,
-            scene,
+            Scene.of(scene, "", s2_offset, s1_linear),
             out or paths.predictions(),
             threshold=threshold,
             options=Options(
@@ -411,6 +424,12 @@ def map(
         raise ConfigError("Chips of a dataset are chosen by --region and --year; give both.")
     if (service is not None and (not (region or bbox) or year is None)) or (bbox and service is None):
         raise ConfigError("A place is chosen by --service, --bbox or --region, and --year; give all three.")
+    if scenes is None and not rasters and (s2_offset is not None or s1_linear):
+        raise ConfigError("--s2_offset and --s1_linear are for scenes; chips and images of a place need neither.")
+    if gate_rules is not None:
+        if not gate:
+            raise ConfigError("--gate_rules are the rules of the gate, which is off; give --gate, too.")
+        paths.config(gate_rules)
     box = None
     if service is not None:
         from cryosentinel import ingest as room
@@ -423,6 +442,7 @@ def map(
         if given is not None:
             paths.existing(given, what)
     _look_for(ckpt, data, model, statistics)
+    _check_threshold(threshold)
     _check_device(device)
     from cryosentinel.mapping.gate import Gate
     from cryosentinel.mapping.product import chip_scenes, default_weights, map_lakes
@@ -575,16 +595,15 @@ def card(run: Path, study: Path | None = None, name: str = "", push: str = "", r
         push: owner/name of the model on the hub (HF_TOKEN opens it). Without --really it is only said what would go.
         really: send it.
     """
-    from cryosentinel.errors import InputError
+    folder = study or paths.study()
+    if not run.is_dir():
+        raise ConfigError(f"There is no run folder {run}; check the path.")
+    figures, times = (paths.existing(folder / f"{name}.json", "metrics file") for name in ("metrics", "timings"))
     from cryosentinel.files import read_json
     from cryosentinel.hub import push_run
     from cryosentinel.study.model_card import write_model_card
 
-    folder = study or paths.study()
-    if not run.is_dir():
-        raise InputError(f"There is no run folder {run}; check the path.")
-    metrics = read_json(paths.existing(folder / "metrics.json", "metrics file"))
-    presets = {stage["preset"] for stage in read_json(paths.existing(folder / "timings.json", "file")).values()}
+    metrics, presets = read_json(figures), {stage["preset"] for stage in read_json(times).values()}
     print(write_model_card(run, metrics, name or f"cryosentinel-{run.name}", ", ".join(sorted(presets))))
     if push:
         sent = push_run(run, push, dry_run=not really)

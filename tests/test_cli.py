@@ -125,6 +125,10 @@ def test_options_that_cannot_be_used(words: list[str], named: list[str]) -> None
         ["predict", "--ckpt", "MISSING", __file__],
         ["predict", __file__, "--ckpt", "hf://MISSING"],
         ["map", "MISSING"],
+        ["map", __file__, "--gate", "--gate_rules", "MISSING"],
+        ["audit", "--answers", "MISSING"],
+        ["card", "MISSING"],
+        ["card", ".", "--study", "MISSING"],
         ["map", __file__, "--glaciers", "MISSING"],
         ["change", "MISSING", "--out", "x"],
         ["score", "MISSING"],
@@ -144,6 +148,32 @@ def test_what_does_not_exist_is_named_before_anything_heavy_is_imported(words: l
     write_dataset(tmp_path / "chips", shards=1, chips=1, size=8)
     assert "MISSING" in light(*words, cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["chips"], "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([__file__, "--gate_rules", __file__], "--gate"),
+        (["--data", "chips", "--region", "pamir", "--year", "2021", "--s2_offset", "1000"], "--s2_offset"),
+        (["--service", "cdse", "--region", "pamir", "--year", "2021", "--s1_linear"], "--s1_linear"),
+    ],
+)
+def test_an_option_of_map_that_would_do_nothing_is_refused(words: list[str], named: str) -> None:
+    assert named in light("map", *words)
+
+
+@pytest.mark.parametrize("command", ["predict", "map"])
+def test_a_threshold_is_refused_before_torch_is_imported(command: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("cryosentinel.commands._check_device", lambda _: pytest.fail("torch is imported"))
+    assert main([command, __file__, "--threshold", "0.503"]) == 2
+    assert "0.503" in capsys.readouterr().err
+
+
+def test_predict_refuses_scenes_of_one_name_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "scene.tif").touch()
+    assert "named scene" in light("predict", "a/scene.tif", "b/scene.tif", cwd=tmp_path)
 
 
 def test_options_of_a_file_are_overridden_wherever_it_stands(
@@ -354,6 +384,15 @@ def test_predict_maps_scenes_with_the_options_it_is_given(here, unet, capsys) ->
     for option in (["--flips", "2"], ["--overlap", "0"]):
         assert main(["predict", "--scenes", "scene1.tif", *quick, *option, "--out", "other"]) == 0
         assert (read("other/scene1_probability.tif") != first).any(), option
+    with rasterio.open("scene1.tif") as source:
+        bands, profile = source.read(), source.profile
+    bands[:12] += 1000
+    bands[12:14] = 10 ** (bands[12:14] / 10)
+    with rasterio.open("raw.tif", "w", **profile) as sink:
+        sink.write(bands)
+    assert main(["predict", "raw.tif", *quick, "--s2_offset", "1000", "--s1_linear"]) == 0
+    again = read(outputs / "raw_probability.tif").astype(int)
+    assert np.abs(again - first).max() <= 1, "the same scene in other units"
 
 
 @pytest.fixture(scope="module")

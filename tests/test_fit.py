@@ -15,7 +15,7 @@ from cryosentinel.errors import CheckpointError, ConfigError, InputError
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.training.config import parse
 from cryosentinel.training.fit import build, fit, main
-from cryosentinel.training.logs import plot_rates
+from cryosentinel.training.logs import average_of, plot_rates
 from cryosentinel.training.task import SegmentationTask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def test_run_folder(tmp_path, small_dataset, capsys):  # noqa: F811
     assert all(k.startswith("model.") for k in best["state_dict"])
     told = capsys.readouterr().out
     assert "of decoder" in told  # the profile
-    assert "reaches 0.999 at step 8,991; this run takes 12 and ends at 0.571." in told
+    assert "reaches 0.999 at step 8,991; this run takes 12 and ends at 0.571." in told and average_of(run) in told
 
 
 def test_saved_configuration_gives_the_same_run(tmp_path, small_dataset):  # noqa: F811

@@ -11,9 +11,11 @@ import pytest
 import torch
 from training_factory import configuration, small_dataset, small_network  # noqa: F401
 
+from cryosentinel.errors import CheckpointError
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.training.callbacks import RunFiles
 from cryosentinel.training.fit import fit
+from cryosentinel.training.resume import state_to_resume
 from cryosentinel.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("small_network", "no_drawing")
@@ -165,6 +167,26 @@ def test_goes_on_from_a_named_checkpoint(tmp_path, small_dataset, whole):  # noq
     interrupt(config, tmp_path / "old", ("training_step", 3, 1))
     run = fit(config, run_dir=tmp_path / "new", resume=tmp_path / "old" / "checkpoints" / "last.ckpt")
     assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global_step": None}, {"global_step": "a"}, {"optimizer_states": 5}, {"optimizer_states": []}, {"loops": 5},
+        {"hyper_parameters": 5}, {"callbacks": 5}, {"callbacks": {"RunFiles": 5}},
+        {"callbacks": {"RunFiles": {"seconds": "a"}}}, {"callbacks": {"RunFiles": {"snapshots": ["../../a.ckpt"]}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_ill_typed_state_is_refused_in_a_sentence(tmp_path, change):
+    sound = {"state_dict": {"model.net.w": torch.ones(2)}, "loops": {}, "global_step": 3,
+             "optimizer_states": [{"param_groups": [{"name": "decoder", "params": [0]}]}]}  # fmt: skip
+    state = tmp_path / "a.ckpt"
+    torch.save(sound, state)
+    assert state_to_resume(tmp_path, str(state), {"run_name": "x", "model": {}}) is not None
+    torch.save({**sound, **change}, state)
+    with pytest.raises(CheckpointError, match="holds the state of a run in a form"):
+        state_to_resume(tmp_path, str(state), {"run_name": "x", "model": {}})
 
 
 def test_stopped_early_then_killed_before_saying_so(tmp_path, small_dataset, monkeypatch):  # noqa: F811

@@ -303,6 +303,20 @@ def test_a_figure_is_recorded_with_the_reference_that_it_was_scored_against(tmp_
     assert metrics.of("run/soup.ckpt").source == "here, run/soup.ckpt"
 
 
+def test_two_processes_that_add_figures_lose_none(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cryosentinel.study.metrics_file import MetricsFile\n"
+        "metrics = MetricsFile(Path(sys.argv[1]), 'simulated', 'tiny', 'here')\n"
+        "for i in range(50):\n"
+        "    name = f'{sys.argv[2]}{i}'\n"
+        "    metrics.add(name, i), metrics.write(), metrics.note_time(name, 1)\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+    assert [process.wait(120) for process in running] == [0, 0]
+    names = {f"{name}{i}" for name in "ab" for i in range(50)}
+    assert metrics_file(tmp_path).read().keys() == names == metrics_file(tmp_path).times().keys()
+
+
 def test_a_wall_time_says_on_which_machine(tmp_path: Path) -> None:
     metrics = metrics_file(tmp_path)
     with metrics.timed("soup", "making it"):

@@ -75,7 +75,7 @@ TERRAMIND_STATISTICS = Statistics(
         "S1GRD": (5.195, 5.890),
         "DEM": (951.272,),
     },
-)  # fm
+)  # fmt: skip
 #: Encoders of smp_unet. Only these are built: segmentation_models_pytorch takes further names to mean models of timm,
 #: some of which it would look for on a hub, and the name may come from a checkpoint.
 ENCODERS = (

@@ -129,7 +129,9 @@ def _average(checkpoint: Mapping[str, Any], source: str) -> Mapping[str, Any] | 
     opaque: list[str] = []
 
     def search(value: Any, depth: int) -> None:
-        pairs = value.items() if isinstance(value, Mapping) else enumerate(value if type(value) in (list, tuple) else ())
+        pairs = (
+            value.items() if isinstance(value, Mapping) else enumerate(value if type(value) in (list, tuple) else ())
+        )
         entries = list(pairs)
         if any(isinstance(entry, torch.Tensor) and entry.ndim for _, entry in entries):
             found.append(value)

@@ -213,9 +213,11 @@ def standard_run() -> tuple[dict[str, dict[str, Any]], str]:
             {},
             "No comparison is recorded: cryosentinel study --preset standard --parameters.networks all makes it.",
         )
+    precisions = {entry["source"].partition("precision ")[2] for entry in entries.values()} - {""}
+    named = f", in precision {', '.join(sorted(precisions))}" if precisions else ""
     return entries, (
-        f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}); what the "
-        "table lacks was not trained there, and this study has compared nothing (parameter networks)."
+        f"The comparison of the recorded standard run ({record['date']}, commit {record['commit'][:12]}{named}); what "
+        "the table lacks was not trained there, and this study has compared nothing (parameter networks)."
     )
 
 

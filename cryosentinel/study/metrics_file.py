@@ -16,6 +16,7 @@ from cryosentinel.study.machine import machine
 
 if TYPE_CHECKING:
     import pandas as pd
+    from filelock import BaseFileLock
 
     from cryosentinel.evaluation.bootstrap import Estimate
 
@@ -108,7 +109,8 @@ class MetricsFile:
 
         self._refuse_another_preset()
         new = {**self.added, **(entries or {})}
-        write_json(self.path, dict(sorted({**self.read(), **new}.items())))
+        with self._lock():
+            write_json(self.path, dict(sorted({**self.read(), **new}.items())))
         return tables.entries(new)
 
     # --- wall times --------------------------------------------------------------------------------------------
@@ -121,7 +123,15 @@ class MetricsFile:
         """Add the wall time of a stage that was made."""
         day = datetime.now().date().isoformat()
         entry = {"seconds": round(seconds, 1), "preset": self.preset, "date": day, "machine": machine()}
-        write_json(self.timings_path, {**self.times(), stage: entry})
+        with self._lock():
+            write_json(self.timings_path, {**self.times(), stage: entry})
+
+    def _lock(self) -> BaseFileLock:
+        """Held while a file is read, changed and written: two notebooks may have the same folder."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".metrics.lock")
 
     @contextlib.contextmanager
     def timed(self, stage: str, sentence: str) -> Iterator[None]:

@@ -36,6 +36,14 @@ def ema_warmup_steps(decay: float) -> int:
     return max(0, math.ceil(round((10 * decay - 1) / (1 - decay), 6))) + 1
 
 
+def describe_ema(decay: float, steps: int) -> str:
+    """A sentence on how far the average's decay comes in a run of so many optimiser steps."""
+    return (
+        f"Averaged weights: the decay warms up and reaches {decay:g} at step {ema_warmup_steps(decay):,}; this run "
+        f"takes {steps:,} and ends at {ema_decay(steps - 1, decay):.3g}."
+    )
+
+
 class EMA(WeightAveraging):
     """Exponential moving average of weights and buffers after every optimiser step, used in validation.
 

@@ -24,7 +24,7 @@ from cryosentinel.errors import ConfigError, InputError
 from cryosentinel.files import replacing, write_json, write_text
 from cryosentinel.models.checkpoint import load_checkpoint
 from cryosentinel.precision import Precision, choose, device_of
-from cryosentinel.training.callbacks import EMA, RunFiles, ema_decay, ema_warmup_steps
+from cryosentinel.training.callbacks import EMA, RunFiles, describe_ema
 from cryosentinel.training.config import RunConfig, parse
 from cryosentinel.training.logs import ProgressBar, RunLogger, rows_until
 from cryosentinel.training.optim import (
@@ -314,9 +314,7 @@ def _plan(run: RunConfig, data: ChipDataModule, task: SegmentationTask, snapshot
         f"Chips: {chips['train']} to train on, {chips['val']} to validate on; {task.steps_per_epoch} steps an epoch, "
         f"{epochs} epochs.",
         f"Snapshots for the soup: after epoch {', '.join(map(str, snapshots))}; {phase}.",
-        f"Averaged weights: the decay warms up and reaches {run.ema_decay:g} at step "
-        f"{ema_warmup_steps(run.ema_decay):,}; this run takes {steps:,} and ends at "
-        f"{ema_decay(steps - 1, run.ema_decay):.3g}.",
+        describe_ema(run.ema_decay, steps),
     ]
     if beyond := [epoch for epoch in named if epoch > epochs]:
         instead = "" if len(beyond) < len(named) else ", so the last epochs take their place"

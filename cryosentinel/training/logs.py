@@ -16,7 +16,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from cryosentinel.files import replacing
+from cryosentinel.files import read_json, replacing
+from cryosentinel.training.callbacks import describe_ema
 from cryosentinel.training.optim import OptimConfig, SWAConfig, plot_schedule
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def plot_rates(run: str | os.PathLike[str], ax: Axes | None = None) -> Axes:
     used = {int(row["step"]): float(row["lr"]) for row in rows}
     steps_per_epoch = int(rows[0]["step"]) // int(rows[0]["epoch"])
     return plot_schedule(optim, steps_per_epoch, config["trainer"]["max_epochs"], used, ax)
+
+
+def average_of(run: str | os.PathLike[str]) -> str:
+    """What the moving average (EMA) of a finished run did: where its decay's warm-up ends, and how far the run came.
+
+    Args:
+        run: the run folder.
+    """
+    logs = Path(run) / "logs"
+    config = yaml.safe_load((logs / "config.yaml").read_text(encoding="utf-8"))
+    return describe_ema(config["ema_decay"], read_json(logs / "summary.json")["steps"])
 
 
 class _Writer(ExperimentWriter):

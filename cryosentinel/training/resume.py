@@ -107,7 +107,7 @@ def state_to_resume(folder: Path, resume: Any, plain: Mapping[str, Any]) -> dict
         The checkpoint, without the absolute paths that it remembers; None to begin at the beginning.
 
     Raises:
-        CheckpointError: it cannot be read safely, holds weights alone, or the state of another run.
+        CheckpointError: it cannot be read safely, holds weights alone, or a state that is ill-typed or of another run.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if resume in (None, "never") or (resume == "auto" and not last.is_file()):
@@ -119,6 +119,7 @@ def state_to_resume(folder: Path, resume: Any, plain: Mapping[str, Any]) -> dict
             f"{source} holds weights alone, not the state of a run; go on from a last.ckpt, or start from these "
             "weights with --model.weights."
         )
+    _check_types(checkpoint, source)
     own = checkpoint.get("hyper_parameters", {}).get("segmenter")
     if isinstance(own, Mapping):
         refuse_other_structure(source, SegmenterConfig.from_dict(own), SegmenterConfig.from_dict(plain["model"]))
@@ -132,13 +133,32 @@ def state_to_resume(folder: Path, resume: Any, plain: Mapping[str, Any]) -> dict
     return checkpoint
 
 
+def _check_types(checkpoint: Mapping[str, Any], source: Path) -> None:
+    try:
+        # Files are copied by these names: none may leave its folder.
+        sound = all(Path(name).name == name for name in standing(checkpoint)["snapshots"]) and bool(_groups(checkpoint))
+        sound &= all(isinstance(checkpoint.get(key, {}), Mapping) for key in ("loops", "hyper_parameters"))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointError(
+            f"{source} holds the state of a run in a form that no run writes; go on from a last.ckpt that cryosentinel "
+            "fit wrote, or start from these weights with --model.weights."
+        )
+
+
+def _groups(checkpoint: Mapping[str, Any]) -> list[tuple[str | None, int]]:
+    """The optimiser's groups: name and number of parameters."""
+    return [(g.get("name"), len(g["params"])) for g in checkpoint["optimizer_states"][0]["param_groups"]]
+
+
 def check_optimizer(checkpoint: Mapping[str, Any], task: SegmentationTask) -> None:
     """Refuse a state whose optimiser has other parts than the task's will have.
 
     Raises:
         CheckpointError: it has.
     """
-    there = [(g.get("name"), len(g["params"])) for g in checkpoint["optimizer_states"][0]["param_groups"]]
+    there = _groups(checkpoint)
     here = [(g["name"], len(g["params"])) for g in parameter_groups(task.model, task.depth, task.optim)]
     if there != here:
         raise CheckpointError(
