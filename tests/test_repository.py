@@ -97,7 +97,8 @@ DISTRIBUTIONS = {
 #: Used as programs, not imported: the book, its kernel, and the tools of development.
 #: odc-stac shares its name's first part with odc-geo.
 PROGRAMS = {
-    "build", "jupyter-book", "ipykernel", "mypy", "nbstripout", "odc-stac", "pre-commit", "pytest-xdist", "ruff", "rustac",
+    "build", "jupyter-book", "ipykernel", "mypy", "nbstripout", "odc-stac", "pre-commit", "pytest-xdist", "ruff",
+    "rustac",
 }  # fmt: skip
 
 
