@@ -63,7 +63,7 @@ def test_every_figure_is_the_pure_functions(folder, tmp_path):
     curve = pd.read_csv(tmp_path / "out" / "reliability.csv").query("table == 'soup' and temperature != 1")
     np.testing.assert_allclose(curve["observed"], calibration.reliability(one, 20, heat)["observed"])
     text = as_text({"soup": soup, "tiny": tiny})
-    assert "20 are needed" in text and f"{tiny.gain.value:+.3f}" in text
+    assert "fewer than 20 split blocks" in text and f"{tiny.gain.value:+.3f}" in text
 
 
 def test_without_a_validation_table_the_threshold_is_a_half_and_none_is_rounded(folder):

@@ -221,6 +221,6 @@ def as_text(found: Mapping[str, TableScores]) -> str:
         if within:
             lines.append(estimates(within, "score").to_string())
         if why := reasons(rows):
-            lines.append(f"no interval: {why}")
+            lines.append(why)
         lines.append("")
     return "\n".join(lines).rstrip()

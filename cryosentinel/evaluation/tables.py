@@ -202,8 +202,9 @@ def reasons(found: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]]
 
     each = [e for part in found.values() for e in (part.values() if isinstance(part, Mapping) else [part])]
     missing = [e for e in each if e.reason]
-    few = {e.lake_blocks for e in missing if math.isfinite(e.value) and e.lake_blocks < MIN_LAKE_BLOCKS}
-    said = list(dict.fromkeys(e.reason for e in missing if e.lake_blocks not in few))
+    short = [e for e in missing if math.isfinite(e.value) and e.lake_blocks < MIN_LAKE_BLOCKS]
+    few = {e.lake_blocks for e in short}
+    said = list(dict.fromkeys(e.reason for e in missing if e not in short))
     if len(few) == 1:
         said = [f"only {min(few)} split blocks hold a lake and an interval needs {MIN_LAKE_BLOCKS}", *said]
     elif few:
