@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # torch gets the memory of large tensors from Linux in pages of 4 kB and gives it back after each use; with pages of
-# 2 MB a step on a CPU takes about three quarters of the time (benchmark huge_pages). It is read at the first large tensor.
+# 2 MB a step on a CPU takes three quarters of the time (benchmark huge_pages). It is read at the first large tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:  # what editors and type checkers see; the table below is the same, and a test compares the two
