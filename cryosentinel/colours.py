@@ -28,14 +28,15 @@ def of_layer(name: str, number: int) -> str:
     """The colour of a layer of outlines or of a line: that of its meaning, else one of those without a meaning.
 
     Args:
-        name: its meaning is told by the words predicted, prediction, soup, network, label and truth.
+        name: its meaning is told by the words predicted, prediction, soup, network, label, truth, mapped and lakes.
         number: of the layer on its map or in its figure, from 0.
     """
-    meanings = {"predict": PREDICTION, "soup": NETWORK, "network": NETWORK, "label": LABEL, "truth": TRUTH}
+    meanings = {"predict": PREDICTION, "soup": NETWORK, "network": NETWORK, "label": LABEL, "truth": TRUTH,
+                "mapped": PREDICTION, "lakes": PREDICTION}  # fmt: skip
     for word, colour in meanings.items():
         if word in name.lower():
             return colour
-    return PREDICTION if any(word in name.lower() for word in ("mapped", "lakes")) else SERIES[number % 3]
+    return SERIES[number % 3]
 
 
 def of_layers(names: Sequence[str]) -> list[str]:

@@ -201,7 +201,7 @@ def test_a_cluster_that_gives_up_is_one_sentence(monkeypatch):
 
 
 def test_an_unreachable_scheduler_is_one_sentence(run, monkeypatch):
-    monkeypatch.setattr(pipeline, "CONNECT_S", 0.2)
+    monkeypatch.setattr("cryosentinel.dask_client.CONNECT_S", 0.2)
     with pytest.raises(HubError, match=r"scheduler tcp://127\.0\.0\.1:9 cannot be reached"):
         run(scheduler="tcp://127.0.0.1:9")
 

@@ -330,7 +330,7 @@ def test_a_cluster_gives_the_same_bytes_also_when_a_worker_is_killed(
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cryosentinel.mapping.cluster.CONNECT_S", 0.5)
+    monkeypatch.setattr("cryosentinel.dask_client.CONNECT_S", 0.5)
     with pytest.raises(HubError, match=r"tcp://127\.0\.0\.1:9"), cluster("tcp://127.0.0.1:9"):
         pass
 

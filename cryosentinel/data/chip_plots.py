@@ -41,16 +41,19 @@ def composite(s2: np.ndarray, bands: Sequence[str] = RGB, white: float | None = 
     return np.clip(rgb / white, 0, 1) ** np.float32(1 / 1.8)
 
 
-def hillshade(elevation: np.ndarray, azimuth: float = 315.0, altitude: float = 45.0) -> np.ndarray:
+def hillshade(
+    elevation: np.ndarray, azimuth: float = 315.0, altitude: float = 45.0, pixel_m: float = PIXEL_SIZE_M
+) -> np.ndarray:
     """Relief lit from the north-west, (H, W) in 0..1.
 
     Args:
         elevation: (H, W) metres.
         azimuth, altitude: of the light, degrees.
+        pixel_m: size of a pixel.
     """
     from matplotlib.colors import LightSource
 
-    return LightSource(azimuth, altitude).hillshade(elevation.astype(float), dx=PIXEL_SIZE_M, dy=PIXEL_SIZE_M)
+    return LightSource(azimuth, altitude).hillshade(elevation.astype(float), dx=pixel_m, dy=pixel_m)
 
 
 def outline(ax: Any, mask: np.ndarray, colour: str, label: str) -> None:

@@ -202,6 +202,7 @@ def agreement(answers: pd.DataFrame) -> pd.DataFrame:
         and high (Wilson's 95 % interval: few chips, each its own place or nearly).
     """
     import pandas as pd
+    from scipy.stats import binomtest
 
     accused = answers[answers["verdict"].isin(LABEL_VERDICTS)]
     rows = []
@@ -209,11 +210,9 @@ def agreement(answers: pd.DataFrame) -> pd.DataFrame:
         for (sample, verdict), group in of.groupby(["sample", "verdict"]):
             said = group["agrees"].dropna().astype(bool)
             n, agree = len(said), int(said.sum())
-            share, z = agree / n if n else np.nan, 1.959964
-            middle = (share + z**2 / (2 * n)) / (1 + z**2 / n) if n else np.nan
-            half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n) if n else np.nan
+            low, high = binomtest(agree, n).proportion_ci(method="wilson") if n else (np.nan, np.nan)
             rows.append(
                 {"sample": sample, "verdict": verdict, "answered": len(group), "agree": agree, "differ": n - agree,
-                 "share": share, "low": middle - half, "high": middle + half}
+                 "share": agree / n if n else np.nan, "low": low, "high": high}
             )  # fmt: skip
     return pd.DataFrame(rows, columns=["sample", "verdict", "answered", "agree", "differ", "share", "low", "high"])

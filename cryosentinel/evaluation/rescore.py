@@ -74,7 +74,7 @@ class TableScores:
         """Observed lake share by predicted probability, as predicted (temperature 1) and tempered where fitted."""
         import pandas as pd
 
-        temperatures = [1.0, *(v for name, v in self.calibration.items() if name == "temperature")]
+        temperatures = [1.0] + ([self.calibration["temperature"]] if "temperature" in self.calibration else [])
         return pd.concat([reliability(self.table, 20, t).assign(temperature=t) for t in temperatures])
 
 

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import as_completed as as_threads_complete
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cryosentinel.dask_client import connected
 from cryosentinel.data.chips import write_shard
 from cryosentinel.data.pixels import YEAR_RANGE
 from cryosentinel.errors import ConfigError, CryoSentinelError, HubError, InputError
@@ -34,7 +35,6 @@ from cryosentinel.ingest.staging import RECORD_FILE, Staging
 from cryosentinel.paths import shard_path
 
 PathLike = str | os.PathLike[str]
-CONNECT_S = 20  # to a Dask scheduler
 
 
 def plan(region: str, box: Box, lakes: Any, settings: Settings, labelled: bool = True) -> list[ChipGroup]:
@@ -196,17 +196,8 @@ def _pool(
         with ThreadPoolExecutor(workers) as threads:
             yield threads.submit, as_threads_complete, lambda: threads.shutdown(wait=False, cancel_futures=True)
         return
-    from distributed import Client, LocalCluster, as_completed
-
-    with ExitStack() as opened:
-        where: Any = scheduler
-        if scheduler == "local":
-            where = opened.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
-        try:
-            client = opened.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
-        except (OSError, TimeoutError, ValueError) as error:
-            raise HubError(f"The Dask scheduler {scheduler} cannot be reached ({error}); check its address.") from None
-        opened.enter_context(client.as_current())
+    with connected(scheduler, workers) as client:
+        from distributed import as_completed
 
         def submit(function: Callable[..., Any], task: Task) -> Any:
             return client.submit(function, task, pure=False)

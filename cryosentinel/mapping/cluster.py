@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from cryosentinel.errors import ConfigError, HubError
+from cryosentinel.dask_client import connected
 from cryosentinel.mapping.scene import Band, Maker, Options, Scene, open_scene, predict_bands
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 BANDS_A_TASK = 4  # a task repeats the row of windows above its first band: a fifth more work at half overlap
 RETRIES = 5  # of a task whose worker died
-CONNECT_S = 20
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,39 +55,16 @@ def local_maker(load: Callable[[], Segmenter]) -> Maker:
     return make
 
 
-@contextlib.contextmanager
-def cluster(scheduler: str) -> Iterator[Client]:
-    """A client of a Dask cluster.
+def cluster(scheduler: str) -> AbstractContextManager[Client]:
+    """A client of a Dask cluster, see :func:`cryosentinel.dask_client.connected`.
 
     Args:
         scheduler: address of a scheduler (``tcp://host:8786``), or "local" for worker processes that share the cores,
             each with as many threads as torch has here: OMP_NUM_THREADS=1 makes it a worker a core.
-
-    Raises:
-        ConfigError: Dask is not installed.
-        HubError: no scheduler answers.
     """
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise ConfigError("A cluster needs Dask; install it with: pip install 'cryosentinel[ingest]'.") from None
+    import torch
 
-    if scheduler == "local":
-        import torch
-
-        workers = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
-        with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
-            Client(local) as client,
-        ):
-            yield client
-        return
-    try:
-        client = Client(scheduler, timeout=CONNECT_S)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise HubError(f"No Dask scheduler answers at {scheduler} ({error}); start one or check the address.") from None
-    with client:
-        yield client
+    return connected(scheduler, max(1, (os.cpu_count() or 1) // torch.get_num_threads()))
 
 
 def cluster_maker(load: Callable[[], Segmenter], client: Client) -> Maker:

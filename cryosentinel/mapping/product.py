@@ -22,7 +22,7 @@ from cryosentinel.evaluation.scores import threshold_bin
 from cryosentinel.files import read_json, replacing, sha256, write_json, write_text
 from cryosentinel.mapping.areas import Intervals, add_interval
 from cryosentinel.mapping.scene import GATED, WINDOW_STATES, Options, Scene, open_scene, predict_scene
-from cryosentinel.sensors import DEM_NODATA, PIXEL_SIZE_M
+from cryosentinel.sensors import DEM_NODATA
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -432,10 +432,8 @@ def _pictures(scene: OpenScene, result: dict[str, Any]) -> dict[str, Overlay]:
     epsg = scene.crs.to_epsg() or scene.crs.to_wkt()
     known = (dem[0] > DEM_NODATA[0]) & (dem[0] < DEM_NODATA[1])
     ground = np.where(known, dem[0], dem[0][known].mean() if known.any() else 0)
-    # Thinned pixels are as many times wider as the heights are made lower: slopes stay.
-    thinned = transform.a / PIXEL_SIZE_M
     opaque = np.where(known, 255, 0).astype(np.uint8)
-    relief = np.zeros(ground.shape) if min(ground.shape) < 2 else hillshade(ground / thinned)
+    relief = np.zeros(ground.shape) if min(ground.shape) < 2 else hillshade(ground, pixel_m=transform.a)
     grey = np.rint(255 * relief).astype(np.uint8)
     images = {
         "true colour": true_colour(s2), "hillshade": np.dstack([grey, grey, grey, opaque]),

@@ -122,7 +122,7 @@ def draw_guards(table: pd.DataFrame) -> Figure:
     low, high = table["low"].astype(float).fillna(0), table["high"].astype(float).fillna(1)
     held = table[["low", "high"]].notna().any(axis=1).to_numpy()
     axis.barh(y[held], (high - low)[held], left=low[held], height=0.5, color="#d9d9d9", label="limits")
-    axis.plot(table["before"].astype(float), y, "x", color="#666666", label="before")
+    axis.plot(table["before"].astype(float), y, "x", color=_REFERENCE, label="before")
     axis.plot(table["value"], y, "o", color=_SIMULATED, label="simulated")
     for at, value in zip(y, table["value"], strict=True):
         axis.annotate(f"{value:.2f}", (value, at), (6, 5), textcoords="offset points", fontsize=9)
